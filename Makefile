@@ -1,0 +1,50 @@
+# Every target prepares what it needs by itself: .venv, and Debian's packages when run as root.
+# PYTHON=… names the interpreter .venv is made with (3.11 or newer).
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench fmt clean venv tools lint types
+
+PY := .venv/bin/python
+
+# command=package that brings it: what flanneld_py.lab and the tests run
+TOOLS := etcd=etcd-server etcdctl=etcd-client ip=iproute2 bridge=iproute2 ping=iputils-ping nft=nftables
+TOOLS += iperf3=iperf3 tcpdump=tcpdump strace=strace ethtool=ethtool sysctl=procps
+TOOLS += unshare=util-linux nsenter=util-linux setpriv=util-linux stdbuf=coreutils
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+
+demo: tools venv ## Hosts in network namespaces, with an etcd: watch them connect, break, and heal (root)
+	@$(PY) -m flanneld_py.lab demo
+
+test: tools lint types ## Linters, types, and every test, with real etcd and kernel (root)
+	@echo "==> all tests"
+	@$(PY) -m pytest --durations=5
+
+check: lint types ## Linters, types, unit tests: under a minute, without root
+	@echo "==> unit tests"
+	@$(PY) -m pytest -q tests/unit
+
+bench: tools venv ## Throughput and latency of each backend against plain routing, in one run (root)
+	@$(PY) -m flanneld_py.lab bench
+
+fmt: venv ## Format the code and mend what the linter can mend
+	@$(PY) -m ruff check --fix --exit-zero
+	@$(PY) -m ruff format
+
+clean: ## Remove .venv, caches, and build leftovers
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+venv:
+	@.ci/prepare venv
+
+tools:
+	@.ci/prepare tools $(TOOLS)
+
+lint: venv
+	@.ci/phase "ruff" $(PY) -m ruff check
+	@.ci/phase "ruff format" $(PY) -m ruff format --check
+
+types: venv
+	@.ci/phase "mypy" $(PY) -m mypy

@@ -1,0 +1,36 @@
+"""What every backend is: a frozen value that states what it wants and touches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from flanneld_py.model import Host, IPAddress, PerFamily, Record, State
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a backend puts into the host's record."""
+
+    backend_type: str
+    """As in the registry: empty for backends that publish none."""
+    public_ips: PerFamily[IPAddress]
+    backend_data: PerFamily[Any] = field(default_factory=PerFamily)
+
+
+class Backend(Protocol):
+    """One way to carry packets between hosts."""
+
+    @property
+    def type(self) -> str:
+        """The name in the config's `Backend.Type`, and in records that publish one."""
+
+    def mtu(self, host: Host) -> int:
+        """FLANNEL_MTU: the largest packet, in bytes, a container may send into the overlay."""
+
+    def published(self, host: Host, own: Record | None) -> Published:
+        """What peers need to reach this host; `own` is the record that stands in the registry, if any."""
+
+    def desired(self, own: Record, peers: Sequence[Record], host: Host) -> State:
+        """The kernel state for these peers, all of which are of this backend and none of which is `own`."""

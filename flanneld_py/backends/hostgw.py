@@ -1,0 +1,44 @@
+"""host-gw: plain routes to the peers' hosts, for hosts that share a layer 2 segment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from flanneld_py.backends.base import Published
+from flanneld_py.errors import HostError
+from flanneld_py.model import Host, IPNetwork, NetworkConfig, NextHop, Record, Route, State
+
+KEYS = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HostGw:
+    """The config's Backend with type host-gw; it has no options."""
+
+    type: str = field(default="host-gw", init=False)
+
+    @classmethod
+    def from_config(cls, config: NetworkConfig) -> HostGw:  # noqa: ARG003 - one signature for all backends
+        return cls()
+
+    def mtu(self, host: Host) -> int:
+        return host.external.mtu
+
+    def published(self, host: Host, own: Record | None) -> Published:  # noqa: ARG002 - see Backend
+        for family, public in host.external.public.items():
+            if public != host.external.addresses.get(family):
+                raise HostError(
+                    f"--public-ip {public}: backend host-gw routes to the host's own address, but "
+                    f"{host.external.name} does not have it; use vxlan behind NAT, or drop --public-ip"
+                )
+        return Published(backend_type=self.type, public_ips=host.external.public)
+
+    def desired(self, own: Record, peers: Sequence[Record], host: Host) -> State:
+        routes: dict[IPNetwork, Route] = {}
+        for peer in peers:
+            for family, subnet in peer.subnets.items():
+                via = peer.public_ips.get(family)
+                if via is not None and own.subnets.get(family) is not None:
+                    routes[subnet] = Route(NextHop(host.external.name, via, onlink=False))
+        return State(routes=routes)

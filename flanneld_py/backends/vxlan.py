@@ -1,0 +1,144 @@
+"""vxlan: kernel VXLAN devices, with three rows a peer instead of flooding and learning.
+
+A packet to a peer's subnet takes the route `subnet via <subnet base> dev flannel.1 onlink`; the neighbour
+entry for that base gives the peer's VTEP MAC, and the FDB entry for the MAC gives the underlay address to
+encapsulate to (RFC 7348).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_interface
+
+from flanneld_py.backends.base import Published
+from flanneld_py.core import options
+from flanneld_py.core.nodeid import vtep_mac
+from flanneld_py.core.ownership import link_alias
+from flanneld_py.errors import ConfigError
+from flanneld_py.model import (
+    Family,
+    Host,
+    IPAddress,
+    IPNetwork,
+    Link,
+    NetworkConfig,
+    NextHop,
+    PerFamily,
+    Record,
+    Route,
+    State,
+    VxlanLink,
+)
+
+OVERHEAD: dict[Family, int] = {4: 50, 6: 70}
+"""Outer IP (20 or 40), UDP 8, VXLAN 8 and inner Ethernet 14 bytes."""
+KERNEL_PORT = 8472
+"""The kernel's default (drivers/net/vxlan, vxlan_port), from before IANA assigned 4789."""
+KEYS = ("VNI", "Port", "MTU", "GBP", "Learning", "DirectRouting")
+
+
+@dataclass(frozen=True, slots=True)
+class Vxlan:
+    """The options of the config's Backend with type vxlan."""
+
+    families: tuple[Family, ...]
+    vni: int = 1
+    port: int = KERNEL_PORT
+    external_mtu: int = 0
+    """The MTU to assume of the external interface, if lower than its own; 0: its own."""
+    gbp: bool = False
+    learning: bool = False
+    type: str = field(default="vxlan", init=False)
+
+    @classmethod
+    def from_config(cls, config: NetworkConfig) -> Vxlan:
+        """Read the options.
+
+        Raises:
+            ConfigError: an option has the wrong type or lies out of range.
+        """
+        given = config.backend_options
+        families = tuple(family for family, _ in config.ranges.items())
+        if options.boolean(given, "DirectRouting", default=False):
+            raise ConfigError("Backend.DirectRouting true: not supported in this version; remove it")
+        return cls(
+            families=families,
+            # flannel-v6.<VNI> must fit the kernel's 15 characters of an interface name.
+            vni=options.integer(given, "VNI", 1, 1, 9_999 if 6 in families else 9_999_999),
+            port=options.integer(given, "Port", 0, 0, 65_535) or KERNEL_PORT,
+            external_mtu=options.mtu(given, families),
+            gbp=options.boolean(given, "GBP", default=False),
+            learning=options.boolean(given, "Learning", default=False),
+        )
+
+    def device(self, family: Family) -> str:
+        return f"flannel.{self.vni}" if family == 4 else f"flannel-v6.{self.vni}"
+
+    def device_mtu(self, host: Host, family: Family) -> int:
+        """At most what the kernel takes: it clamps or refuses more (drivers/net/vxlan, vxlan_change_mtu)."""
+        external = host.external.mtu
+        return min(self.external_mtu or external, external) - OVERHEAD[family]
+
+    def mtu(self, host: Host) -> int:
+        return min(self.device_mtu(host, family) for family in self.families)
+
+    def published(self, host: Host, own: Record | None) -> Published:
+        data = {
+            family: {"VNI": self.vni, "VtepMAC": self._mac(host, own, family)} for family in self.families
+        }
+        return Published(
+            backend_type=self.type,
+            public_ips=host.external.public,
+            backend_data=PerFamily(v4=data.get(4), v6=data.get(6)),
+        )
+
+    def desired(self, own: Record, peers: Sequence[Record], host: Host) -> State:
+        links: dict[str, Link] = {}
+        sysctls: dict[str, str] = {}
+        addrs = {}
+        fdb: dict[tuple[str, str], IPAddress] = {}
+        neighs: dict[tuple[str, IPAddress], str] = {}
+        routes: dict[IPNetwork, Route] = {}
+        for family, subnet in own.subnets.items():
+            dev = self.device(family)
+            links[dev] = self._link(own, host, family)
+            addrs[dev, ip_interface(subnet.network_address)] = True
+            if host.ipv6:
+                # A router advertisement inside the overlay must not give the host a default route.
+                sysctls[f"net/ipv6/conf/{dev}/accept_ra"] = "0"
+            for peer in peers:
+                target, mac = peer.subnets.get(family), peer.vtep_macs.get(family)
+                public = peer.public_ips.get(family)
+                if target is None or mac is None or public is None:
+                    continue
+                via = target.network_address
+                fdb[dev, mac] = public
+                neighs[dev, via] = mac
+                routes[target] = Route(NextHop(dev, via, onlink=True))
+        return State(links=links, sysctls=sysctls, addrs=addrs, fdb=fdb, neighs=neighs, routes=routes)
+
+    def _link(self, own: Record, host: Host, family: Family) -> VxlanLink:
+        local = host.external.addresses.get(family)
+        if local is None:
+            raise ConfigError(
+                f"IPv{family} is enabled in the network config, but {host.external.name} has no IPv{family} "
+                f"address to tunnel from; add one or choose another --iface"
+            )
+        return VxlanLink(
+            vni=self.vni,
+            port=self.port,
+            dev=host.external.name,
+            local=local,
+            mtu=self.device_mtu(host, family),
+            mac=self._mac(host, own, family),
+            alias=link_alias(host.prefix),
+            learning=self.learning,
+            gbp=self.gbp,
+        )
+
+    def _mac(self, host: Host, own: Record | None, family: Family) -> str:
+        """What peers know already, else what the device has, else a stable one made from our identity."""
+        published = own.vtep_macs.get(family) if own else None
+        dev = self.device(family)
+        return published or host.macs.get(dev) or vtep_mac(host.node_id, host.prefix, dev)

@@ -1,0 +1,1 @@
+"""flannelctl, one file a command group."""

@@ -1,0 +1,254 @@
+"""flannelctl cleanup: this host as if the daemon had never run, and nothing else touched.
+
+The kernel is reconciled to the empty State by the daemon's own drivers. Then the files go, those that tell
+what is ours last, so that a run that was cut short can be finished by the next.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flanneld_py.cli.ctl.settings import Settings, with_settings
+from flanneld_py.cli.ctl.text import duration, echo_json, printable, utc
+from flanneld_py.cli.ctl.traces import OwnFiles, Traces, find_traces
+from flanneld_py.core.config import parse_config
+from flanneld_py.core.describe import describe
+from flanneld_py.core.plan import plan
+from flanneld_py.core.records import SUBNETS_PREFIX, config_entry, format_key, snapshot
+from flanneld_py.errors import ConfigError, FlanneldError
+from flanneld_py.model import IPAddress, IPNetwork, Listing, Outcome, Record, Scope, State
+
+if TYPE_CHECKING:
+    from flanneld_py.daemon.execute import Executor
+
+ROUNDS = 5
+"""The kernel cascades, so read and plan again; what is there even then, somebody else keeps making."""
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="List the same lines, and change nothing.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="An object with the keys removed, failed, lease, notes."
+)
+@with_settings
+def cleanup(settings: Settings, dry_run: bool, as_json: bool) -> int:
+    """Remove from this host what flanneld-py made.
+
+    That is devices, routes, subnet.env, and the daemon's own files; never what others made. Stop the daemon
+    first, and run this before another flannel is started here. The lease stays in etcd until it ends. Exit 0:
+    done, or nothing to remove; 1: something could not be removed, or the daemon runs.
+    """
+    # They cost what the other commands need not wait for.
+    from flanneld_py.daemon.lock import Locks  # noqa: PLC0415
+    from flanneld_py.daemon.run import require_net_admin  # noqa: PLC0415
+
+    require_net_admin()
+    journal = Journal(dry_run=dry_run, quiet=as_json)
+    files = OwnFiles(settings)
+    locks = Locks(settings.prefix, settings.state_dir)
+    try:
+        _clean(settings, files, journal)
+    finally:
+        files.remove_what_the_lock_made()
+        locks.release()
+    if as_json:
+        echo_json(journal.to_json())
+    else:
+        _conclude(journal)
+    return 1 if journal.failed else 0
+
+
+@dataclass(frozen=True, slots=True)
+class StandingLease:
+    """The lease that this host leaves behind in etcd."""
+
+    key: str
+    ttl: int | None
+    """Seconds left; None: a reservation, which never ends."""
+
+    def describe(self, now: datetime) -> str:
+        if self.ttl is None:
+            return f"{self.key} stays in etcd; it is a reservation, which does not end"
+        end = utc(now + timedelta(seconds=self.ttl))
+        return f"{self.key} stays in etcd until {end} (for {duration(self.ttl)})"
+
+
+@dataclass(slots=True)
+class Journal:
+    """What was removed, told as it happens, and what not."""
+
+    dry_run: bool
+    quiet: bool
+    removed: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    lease: StandingLease | None = None
+
+    def note_removed(self, line: str) -> None:
+        self.removed.append(line)
+        if not self.quiet:
+            click.echo(printable(line))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "dry_run": self.dry_run,
+            "removed": self.removed,
+            "failed": [{"op": line, "error": error} for line, error in self.failed.items()],
+            "lease": asdict(self.lease) if self.lease else None,
+            "notes": self.notes,
+        }
+
+
+def _conclude(journal: Journal) -> None:
+    if not journal.removed and not journal.failed:
+        click.echo("nothing to remove")
+    for note in journal.notes:
+        click.echo(printable(note))
+    for line, error in journal.failed.items():
+        click.echo(f"flannelctl: {printable(line)}: {printable(error)}", err=True)
+    if journal.failed:
+        click.echo("flannelctl: the state files stay, for when this is run again", err=True)
+
+
+def _clean(settings: Settings, files: OwnFiles, journal: Journal) -> None:
+    traces = find_traces(settings)
+    executor = _executor(settings.prefix)
+    scope = Scope(settings.prefix, ())
+    if traces.daemon_ran or executor.observe(scope) != State():
+        registry = ask_registry(settings, traces.node_id)
+        scope = scope_of(settings, traces, registry)
+        _remove_objects(executor, scope, journal)
+        journal.lease = registry.lease
+        journal.notes += tell_lease(settings, traces, registry, datetime.now(UTC))
+    if not journal.failed:
+        _remove_files(files, traces.status is not None, [Path(path) for path in scope.files], journal)
+
+
+# --- what is ours ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """What etcd says."""
+
+    obstacle: str = ""
+    """Why it was not reached; the rest is empty then."""
+    networks: tuple[IPNetwork, ...] = ()
+    records: tuple[Record, ...] = ()
+    lease: StandingLease | None = None
+
+
+def ask_registry(settings: Settings, node_id: str) -> Registry:
+    """Config, records and this host's lease. A host taken out of service may not reach etcd any more."""
+    try:
+        registry = settings.registry()
+        # Small, so with a short deadline; a listing may take its time.
+        registry.get("config")
+        listing = registry.list()
+        records = tuple(snapshot(listing).records.values())
+        own = next((record for record in records if node_id and record.node_id == node_id), None)
+        lease = None
+        if own is not None:
+            ttl = registry.time_to_live(own.etcd_lease) if own.etcd_lease else None
+            if ttl is None or ttl >= 0:
+                lease = StandingLease(_whole_key(settings, own.key), ttl)
+    except FlanneldError as error:
+        return Registry(obstacle=str(error))
+    return Registry(networks=_config_networks(listing), records=records, lease=lease)
+
+
+def _config_networks(listing: Listing) -> tuple[IPNetwork, ...]:
+    entry = config_entry(listing)
+    try:
+        return parse_config(entry.value).networks if entry else ()
+    except ConfigError:
+        return ()
+
+
+def scope_of(settings: Settings, traces: Traces, registry: Registry) -> Scope:
+    """What the drivers may take for ours."""
+    if not traces.daemon_ran:
+        return Scope(settings.prefix, ())
+    adoptable: dict[IPNetwork, frozenset[IPAddress]] = {}
+    for record in registry.records:
+        for family, subnet in record.subnets.items():
+            public = record.public_ips.get(family)
+            adoptable[subnet] = frozenset(ip for ip in (subnet.network_address, public) if ip is not None)
+    networks = tuple(dict.fromkeys((*traces.networks, *registry.networks)))
+    files = frozenset((str(settings.subnet_file),) if traces.subnet_env else ())
+    return Scope(settings.prefix, networks, adoptable, files=files)
+
+
+def tell_lease(settings: Settings, traces: Traces, registry: Registry, now: datetime) -> list[str]:
+    """What becomes of the lease, which is not touched."""
+    if registry.lease is not None:
+        return [registry.lease.describe(now)]
+    if not registry.obstacle:
+        return []
+    subnets = traces.saved.subnets if traces.saved else None
+    lease = (
+        f"{_whole_key(settings, format_key(subnets))} stays there"
+        if subnets and subnets.values()
+        else "a lease of this host stays there"
+    )
+    return [f"etcd could not be asked ({registry.obstacle}); {lease} until it ends by itself, within a day"]
+
+
+def _whole_key(settings: Settings, key: str) -> str:
+    return f"{settings.prefix.rstrip('/')}/{SUBNETS_PREFIX}{key}"
+
+
+# --- removal --------------------------------------------------------------------------------------
+
+
+def _executor(prefix: str) -> Executor:
+    """All drivers, as the daemon puts them together."""
+    from flanneld_py.daemon.execute import Executor  # noqa: PLC0415
+    from flanneld_py.drivers.files import HostFiles  # noqa: PLC0415
+    from flanneld_py.drivers.kernel import KernelLinks  # noqa: PLC0415
+    from flanneld_py.drivers.rtnetlink import RtnetlinkTables  # noqa: PLC0415
+
+    return Executor((KernelLinks(prefix), RtnetlinkTables(prefix), HostFiles()))
+
+
+def _remove_objects(executor: Executor, scope: Scope, journal: Journal) -> None:
+    """Reconcile to the empty State."""
+    for _ in range(ROUNDS):
+        ops = plan(State(), executor.observe(scope))
+        outcomes = [Outcome(op) for op in ops] if journal.dry_run else executor.apply(ops, State())
+        journal.failed = {describe(op): error for op, error in outcomes if error is not None}
+        for op, error in outcomes:
+            if error is None:
+                journal.note_removed(describe(op))
+        if journal.dry_run or len(journal.failed) == len(outcomes):
+            return
+    for op in plan(State(), executor.observe(scope)):
+        journal.failed.setdefault(describe(op), "was made again by somebody; stop that first")
+
+
+def _remove_files(files: OwnFiles, status_is_ours: bool, gone: list[Path], journal: Journal) -> None:
+    """`gone`: what went with the objects, or would have."""
+    own = files.files(status_is_ours=status_is_ours)
+    gone = [*gone, *(path for path in own if _removed(path, "file", journal))]
+    for path in files.directories(gone):
+        _removed(path, "directory", journal)
+
+
+def _removed(path: Path, noun: str, journal: Journal) -> bool:
+    line = f"del {noun} {path}"
+    try:
+        if not journal.dry_run:
+            path.rmdir() if noun == "directory" else path.unlink(missing_ok=True)
+    except OSError as error:
+        if noun == "directory" and error.errno in (errno.ENOTEMPTY, errno.EBUSY):
+            return False  # in use by somebody else: another file, or a mount
+        journal.failed[line] = error.strerror or str(error)
+        return False
+    journal.note_removed(line)
+    return True

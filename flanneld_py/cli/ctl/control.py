@@ -1,0 +1,63 @@
+"""What a daemon tells: over its control socket, and in the status file that outlives it."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+from flanneld_py.errors import FlanneldError
+
+CONNECT_SECONDS = 2.0
+ANSWER_SECONDS = 8.0
+"""Longer than the daemon allows itself (daemon/control.py), so that it is the one to say what is late."""
+
+
+class NoAnswer(FlanneldError):
+    """No daemon answers on its socket; `str()` says why in a few words."""
+
+
+def ask(path: Path, op: str) -> Any:
+    """The `result` of a request such as `status` or `plan`.
+
+    Raises:
+        NoAnswer: there is no daemon, or it hangs, or we may not ask it.
+        FlanneldError: the daemon answered that it cannot.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
+            connection.settimeout(CONNECT_SECONDS)
+            connection.connect(str(path))
+            connection.settimeout(ANSWER_SECONDS)
+            connection.sendall(json.dumps({"op": op}).encode() + b"\n")
+            with connection.makefile("rb") as lines:
+                line = lines.readline()
+    except TimeoutError:
+        raise NoAnswer(f"{path}: no answer in time; the daemon hangs or is stopped") from None
+    except PermissionError:
+        raise NoAnswer(f"{path}: permission denied; ask as root") from None
+    except OSError as error:
+        raise NoAnswer(f"{path}: {error.strerror or error}") from None
+    return _result(path, line)
+
+
+def _result(path: Path, line: bytes) -> Any:
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        answer = None
+    if isinstance(answer, dict) and "result" in answer:
+        return answer["result"]
+    if isinstance(answer, dict) and "error" in answer:
+        raise FlanneldError(f"the daemon says: {answer['error']}")
+    raise NoAnswer(f"{path}: the answer broke off; the daemon is ending, or it is no flanneld-py")
+
+
+def read_status_file(path: Path) -> dict[str, Any] | None:
+    """The status that a daemon wrote last; None when there is none, or none that can be read."""
+    try:
+        status = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return status if isinstance(status, dict) else None

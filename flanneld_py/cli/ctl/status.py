@@ -1,0 +1,209 @@
+"""flannelctl status: what the daemon is doing, on one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from flanneld_py.cli.ctl.control import NoAnswer, ask, read_status_file
+from flanneld_py.cli.ctl.settings import Settings, with_settings
+from flanneld_py.cli.ctl.text import count, duration, echo_json, lasting, printable
+from flanneld_py.core.describe import NOUNS
+from flanneld_py.errors import FlanneldError
+
+SHOWN = 5
+"""Rows of a list before "and … more"."""
+LABEL_WIDTH = 11
+COLOURS = {"in sync": "green", "held": "green", "degraded": "red", "lost": "red", "conflict": "red"}
+"""State → colour; the states between are yellow."""
+KEYS = {
+    *("version", "pid", "state", "ready", "prefix", "node_id", "backend", "networks", "subnets", "mtu"),
+    *("external", "lease", "registry", "peers", "drift", "problems"),
+}
+"""Of a status (docs/architecture.md, "Status")."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A status and where it is from."""
+
+    status: Mapping[str, Any]
+    source: Literal["daemon", "file"]
+    silence: str = ""
+    """With a file: why no daemon answered."""
+    written: datetime | None = None
+    """With a file: when."""
+
+    @property
+    def well(self) -> bool:
+        return self.source == "daemon" and self.status["ready"] and not self.status["problems"]
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="The status object, with the key `source` added.")
+@with_settings
+def status(settings: Settings, as_json: bool) -> int:
+    """What the daemon is doing, and what to do about each problem.
+
+    Asks the daemon; if none answers, shows the status it wrote last. Exit 0: ready and without problems;
+    1: anything else.
+    """
+    told = find_status(settings)
+    if as_json:
+        echo_json({**told.status, "source": told.source})
+    else:
+        click.echo(render(told, datetime.now(UTC)))
+    return 0 if told.well else 1
+
+
+def find_status(settings: Settings) -> Told:
+    """From the daemon, else from its file.
+
+    Raises:
+        FlanneldError: from neither.
+    """
+    try:
+        return Told(_checked(ask(settings.control_socket, "status"), settings.control_socket), "daemon")
+    except NoAnswer as error:
+        silence = str(error)
+    path = settings.status_file
+    stored = read_status_file(path)
+    if stored is None:
+        raise FlanneldError(
+            f"no daemon has run here: {silence}, and there is no {path}; start flanneld-py, or name its "
+            "--subnet-file"
+        )
+    written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    return Told(_checked(stored, path), "file", silence, written)
+
+
+def _checked(status: Any, origin: Path) -> Mapping[str, Any]:
+    if not isinstance(status, dict) or not status.keys() >= KEYS:
+        raise FlanneldError(f"{origin}: not the status of this version; restart the daemon")
+    return status
+
+
+# --- the view -------------------------------------------------------------------------------------
+
+
+def render(told: Told, now: datetime) -> str:
+    """The status as text of some twenty lines, with ANSI colours."""
+    status = told.status
+    lines = [*_head(told, now), ""]
+    # What a dead daemon wrote held when it wrote.
+    now = told.written or now
+    for label, values in (
+        ("backend", _backend(status)),
+        ("subnet", _subnets(status)),
+        ("interface", _external(status["external"])),
+        ("lease", _lease(status["lease"])),
+        ("registry", _registry(status["registry"], now)),
+        ("peers", _peers(status["peers"])),
+        ("drift", _drift(status["drift"])),
+    ):
+        first, *more = values
+        lines.append(f"  {label:<{LABEL_WIDTH}}{first}")
+        lines += [f"  {'':<{LABEL_WIDTH}}{value}" for value in more]
+    return "\n".join([*lines, *_problems(status["problems"], now)])
+
+
+def _head(told: Told, now: datetime) -> Iterator[str]:
+    status = told.status
+    if told.written is not None:
+        old = duration((now - told.written).total_seconds())
+        yield click.style(f"No daemon answers on {told.silence}.", fg="red", bold=True)
+        yield f"What follows is what it wrote {old} ago."
+        yield ""
+    ready = "ready" if status["ready"] else "not ready"
+    yield (
+        f"flanneld-py {printable(status['version'])}: {_state(status['state'], bold=True)}, {ready} "
+        f"(pid {status['pid']}, prefix {printable(status['prefix'])}, node {printable(status['node_id'])})"
+    )
+
+
+def _state(state: str, *, bold: bool = False) -> str:
+    return click.style(printable(state), fg=COLOURS.get(state, "yellow"), bold=bold)
+
+
+def _backend(status: Mapping[str, Any]) -> Iterator[str]:
+    if status["backend"] is None:
+        yield "none: no valid network config yet"
+    else:
+        yield f"{status['backend']} in {', '.join(status['networks'])}"
+
+
+def _subnets(status: Mapping[str, Any]) -> Iterator[str]:
+    mtu = f", MTU {status['mtu']}" if status["mtu"] else ""
+    yield (", ".join(status["subnets"]) or "none") + mtu
+
+
+def _external(external: Mapping[str, Any] | None) -> Iterator[str]:
+    if external is None:
+        yield "none found"
+        return
+    text = f"{printable(external['name'])} {' '.join(external['addresses'])}, MTU {external['mtu']}"
+    if external["public"] != external["addresses"]:
+        text += f", published as {' '.join(external['public'])}"
+    yield text
+
+
+def _lease(lease: Mapping[str, Any]) -> Iterator[str]:
+    text = _state(lease["state"])
+    if lease["key"]:
+        lifetime = f"TTL {duration(lease['ttl'])}" if lease["ttl"] else "a reservation, which does not end"
+        text += f" {printable(lease['key'])}, {lifetime}"
+    yield text
+
+
+def _registry(registry: Mapping[str, Any], now: datetime) -> Iterator[str]:
+    text = f"{_state(registry['state'])} {lasting(registry['since'], now)}"
+    if registry["endpoint"]:
+        text += f", {printable(registry['endpoint'])}"
+    if registry["revision"] is not None:
+        text += f", revision {registry['revision']}"
+    yield text
+
+
+def _peers(peers: Mapping[str, Any]) -> Iterator[str]:
+    bad: Mapping[str, str] = peers["bad"]
+    yield str(peers["count"]) + (
+        click.style(f", {count(len(bad), 'record')} left out:", "yellow") if bad else ""
+    )
+    yield from _some([f"{printable(key)}  {printable(reason)}" for key, reason in bad.items()])
+
+
+def _drift(drift: Mapping[str, Any]) -> Iterator[str]:
+    repaired = ", ".join(
+        f"{number} {_noun(table)} rows" if number != 1 else f"1 {_noun(table)} row"
+        for table, number in drift["repaired"].items()
+    )
+    failed = drift["failed"]
+    text = f"repaired since the start: {repaired or 'nothing'}"
+    if failed:
+        text += click.style(f"; {count(len(failed), 'op')} failing:", "red")
+    yield text
+    yield from _some([f"{printable(row['op'])}: {printable(row['error'])}" for row in failed])
+
+
+def _noun(table: str) -> str:
+    return next((noun for name, noun in NOUNS.items() if name == table), printable(table))
+
+
+def _some(rows: list[str]) -> Iterator[str]:
+    yield from (f"  {row}" for row in rows[:SHOWN])
+    if len(rows) > SHOWN:
+        yield f"  and {len(rows) - SHOWN} more (--json lists all)"
+
+
+def _problems(problems: list[Mapping[str, Any]], now: datetime) -> Iterator[str]:
+    for problem in problems:
+        code = click.style(printable(problem["code"]), fg="red", bold=True)
+        yield ""
+        yield f"{code} ({lasting(problem['since'], now)}): {printable(problem['reason'])}"
+        if problem["fix"]:
+            yield f"  fix: {printable(problem['fix'])}"

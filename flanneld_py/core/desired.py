@@ -1,0 +1,47 @@
+"""What should be: the whole State as a pure function of registry, own lease and host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from flanneld_py.core.hostfiles import SubnetEnv, render_subnet_env
+from flanneld_py.model import Host, NetworkConfig, PerFamily, Record, State
+
+
+def desired(
+    backend: Callable[[Record, Sequence[Record], Host], State],
+    own: Record,
+    peers: Sequence[Record],
+    host: Host,
+    subnet_file: tuple[str, str],
+) -> State:
+    """All rows of all tables for this host.
+
+    Args:
+        backend: the backend's `desired`.
+        own: the lease that this host holds.
+        peers: the admitted records of the others.
+        host: this host.
+        subnet_file: path and text of subnet.env.
+    """
+    state = backend(own, peers, host)
+    # An IPv6 route carries its gateway inline; only IPv4's fib_info hash needs nexthop objects.
+    nexthops = {route.nexthop: True for subnet, route in state.routes.items() if subnet.version == 4}
+    path, text = subnet_file
+    return replace(state, nexthops=nexthops, files={path: text})
+
+
+def subnet_env(config: NetworkConfig, own: Record, mtu: int, *, ipmasq: bool) -> str:
+    """The text of subnet.env (FLANNEL_* lines that CNI plugins and Docker read)."""
+    return render_subnet_env(
+        SubnetEnv(
+            networks=PerFamily(
+                v4=config.ranges.v4.network if config.ranges.v4 else None,
+                v6=config.ranges.v6.network if config.ranges.v6 else None,
+            ),
+            subnets=own.subnets,
+            mtu=mtu,
+            ipmasq=ipmasq,
+        )
+    )

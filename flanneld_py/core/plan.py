@@ -1,0 +1,145 @@
+"""The difference of two States, in an order in which every prefix is safe.
+
+Safe means: no route whose neighbour or FDB entry is missing, nothing removed before its replacement
+stands. That fixes the order. *Set* goes links, sysctls, addresses, FDB, neighbours, nexthops, routes,
+files: a neighbour that changes its MAC must find the new MAC's FDB entry in place. *Delete* is the
+reverse, links last. A link that must be recreated, or that a wanted one cannot stand beside, goes first:
+the kernel refuses two vxlan devices of one VNI and port.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from flanneld_py.model import Link, NextHop, Op, Route, State, Table
+
+SET_ORDER: tuple[Table, ...] = (
+    "links",
+    "sysctls",
+    "addrs",
+    "fdb",
+    "neighs",
+    "nexthops",
+    "routes",
+    "files",
+)
+DELETE_ORDER: tuple[Table, ...] = tuple(reversed(SET_ORDER))
+
+MISSING = object()
+
+
+def plan(want: State, have: State) -> list[Op]:
+    """The ops that turn `have` into `want`; empty when they are equal."""
+    in_the_way = [name for name in have.links if _is_in_the_way(name, have, want)]
+    gone = [name for name in have.links if name not in want.links and name not in in_the_way]
+    ops = [Op("del", "links", name) for name in in_the_way]
+    rest = without_devices(have, {*in_the_way, *gone})
+    for table in SET_ORDER:
+        ops += _sets(table, want.table(table), rest.table(table))
+    for table in DELETE_ORDER:
+        ops += _deletes(table, want.table(table), rest.table(table))
+    ops += [Op("del", "links", name) for name in gone]
+    return ops
+
+
+def must_recreate(have: Link, want: Link) -> bool:
+    """Whether the kernel cannot change `have` into `want` in place (drivers/net/vxlan, vxlan_changelink)."""
+    return (
+        have.vni != want.vni
+        or have.port != want.port
+        or have.gbp != want.gbp
+        or have.local.version != want.local.version
+    )
+
+
+def exclude_each_other(one: Link, other: Link) -> bool:
+    """Whether the kernel refuses them beside each other (drivers/net/vxlan, vxlan_vni_in_use).
+
+    A port and family have one socket with one set of flags, and behind it a VNI names one device.
+    """
+    same_socket = one.port == other.port and one.local.version == other.local.version
+    return same_socket and (one.vni == other.vni or one.gbp != other.gbp)
+
+
+def without_devices(state: State, names: set[str]) -> State:
+    """What the kernel keeps of `state` when it deletes these devices: nothing that hangs on them."""
+    if not names:
+        return state
+    return replace(
+        state,
+        links={name: link for name, link in state.links.items() if name not in names},
+        sysctls={p: v for p, v in state.sysctls.items() if names.isdisjoint(p.split("/"))},
+        addrs={key: v for key, v in state.addrs.items() if key[0] not in names},
+        fdb={key: v for key, v in state.fdb.items() if key[0] not in names},
+        neighs={key: v for key, v in state.neighs.items() if key[0] not in names},
+        nexthops={hop: v for hop, v in state.nexthops.items() if hop.dev not in names},
+        routes={dst: r for dst, r in state.routes.items() if r.nexthop.dev not in names},
+    )
+
+
+def apply_all(state: State, ops: Collection[Op]) -> State:
+    """`state` after all of `ops` succeeded, as the kernel would leave it; each table is copied once."""
+    tables: dict[Table, dict[Any, Any]] = {}
+    for op in ops:
+        if op.table == "links" and op.verb == "del":
+            state, tables = without_devices(replace(state, **tables), {op.key}), {}
+            continue
+        table = tables.get(op.table)
+        if table is None:
+            table = tables[op.table] = dict(state.table(op.table))
+        if op.verb == "set":
+            table[op.key] = op.value
+        else:
+            table.pop(op.key, None)
+    return replace(state, **tables)
+
+
+def referents(op: Op, want: State) -> Iterator[tuple[Table, Any]]:
+    """The rows that must stand before `op` may be tried: a route without its neighbour is a black hole.
+
+    No peer's rows are among those of a file, so one that fails does not hold it back.
+    """
+    if op.verb == "del":
+        return
+    if op.table in ("addrs", "fdb", "neighs"):
+        yield "links", op.key[0]
+    elif op.table == "nexthops":
+        yield "links", op.key.dev
+    elif op.table == "routes":
+        yield from _route_referents(op.value, want)
+    elif op.table == "files":
+        # subnet.env tells the container runtime that there is a network.
+        yield from (("links", name) for name in want.links)
+        yield from (("addrs", key) for key in want.addrs)
+
+
+def _route_referents(route: Route, want: State) -> Iterator[tuple[Table, Any]]:
+    hop: NextHop = route.nexthop
+    yield "links", hop.dev
+    yield "nexthops", hop
+    neighbour = (hop.dev, hop.via)
+    yield "neighs", neighbour
+    mac = want.neighs.get(neighbour)
+    if mac is not None:
+        yield "fdb", (hop.dev, mac)
+
+
+def _is_in_the_way(name: str, have: State, want: State) -> bool:
+    link = have.links[name]
+    if name in want.links:
+        return must_recreate(link, want.links[name])
+    return any(exclude_each_other(link, wanted) for wanted in want.links.values())
+
+
+def _sets(table: Table, want: Mapping[Any, Any], have: Mapping[Any, Any]) -> Iterator[Op]:
+    for key, value in want.items():
+        if have.get(key, MISSING) != value:
+            yield Op("set", table, key, value)
+
+
+def _deletes(table: Table, want: Mapping[Any, Any], have: Mapping[Any, Any]) -> Iterator[Op]:
+    for key in have:
+        if key not in want:
+            yield Op("del", table, key)

@@ -1,0 +1,61 @@
+"""What survives a restart: JSON with a checksum. Discardable; it never overrides the registry."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from typing import Any
+
+from flanneld_py.model import IPNetwork, PerFamily, Subnets
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SavedState:
+    """The last run's lease and Networks, so that a fresh process knows what is ours."""
+
+    prefix: str
+    node_id: str
+    networks: tuple[IPNetwork, ...] = ()
+    subnets: Subnets = field(default_factory=PerFamily)
+    etcd_lease: int = 0
+
+
+def render_state(state: SavedState) -> str:
+    body = {
+        "format": FORMAT,
+        "prefix": state.prefix,
+        "node_id": state.node_id,
+        "networks": [str(net) for net in state.networks],
+        "subnets": [str(net) for net in state.subnets.values()],
+        "etcd_lease": state.etcd_lease,
+    }
+    return json.dumps({**body, "sha256": _checksum(body)}, indent=1) + "\n"
+
+
+def parse_state(text: str) -> SavedState | None:
+    """None for anything that is not a whole file of ours: it is then as if there were none."""
+    try:
+        body = json.loads(text)
+        if body.pop("sha256") != _checksum(body) or body["format"] != FORMAT:
+            return None
+        subnets = [ip_network(net) for net in body["subnets"]]
+        return SavedState(
+            prefix=body["prefix"],
+            node_id=body["node_id"],
+            networks=tuple(ip_network(net) for net in body["networks"]),
+            subnets=PerFamily(
+                v4=next((net for net in subnets if net.version == 4), None),
+                v6=next((net for net in subnets if net.version == 6), None),
+            ),
+            etcd_lease=body["etcd_lease"],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _checksum(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,86 @@
+"""The thread behind flannelctl: answers `status` and `plan` on a unix socket, a JSON line each way."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from flanneld_py.errors import FlanneldError, HostError
+
+TIMEOUT = 5.0
+"""Seconds for a client to send its line, and for the answer to be ready."""
+LONGEST_REQUEST = 4096
+
+Answer = Callable[[], Any]
+
+
+class Control:
+    """A listening socket, mode 0600: whoever may read it may see the status."""
+
+    def __init__(self, path: Path, answers: Mapping[str, Answer]) -> None:
+        """Bind the socket.
+
+        Raises:
+            HostError: the path cannot be bound.
+        """
+        self._answers = answers
+        self._path = path
+        self._log = structlog.get_logger().bind(part="control")
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # The lock of our prefix is held: a socket that lies there is a dead daemon's.
+            path.unlink(missing_ok=True)
+            self._socket.bind(str(path))
+            path.chmod(0o600)
+            self._socket.listen(8)
+        except OSError as error:
+            self._socket.close()
+            raise HostError(f"control socket {path}: {error.strerror or error}") from error
+
+    def run(self) -> None:
+        """Until `stop`."""
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            with connection:
+                self._serve(connection)
+
+    def stop(self) -> None:
+        self._path.unlink(missing_ok=True)
+        # close() alone would not wake accept().
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _serve(self, connection: socket.socket) -> None:
+        connection.settimeout(TIMEOUT)
+        try:
+            with connection.makefile("rb") as lines:
+                line = lines.readline(LONGEST_REQUEST)
+            connection.sendall(json.dumps(self._reply(line)).encode() + b"\n")
+        except OSError as error:
+            self._log.debug("control_client_lost", error=str(error))
+
+    def _reply(self, line: bytes) -> dict[str, Any]:
+        try:
+            op = json.loads(line)["op"]
+        except (ValueError, KeyError, TypeError):
+            return {"error": 'the request must be one line of JSON such as {"op":"status"}'}
+        answer = self._answers.get(op) if isinstance(op, str) else None
+        if answer is None:
+            return {"error": f"op {op!r}: one of {', '.join(self._answers)} was expected"}
+        try:
+            result = answer()
+            return {"result": result.result(TIMEOUT) if isinstance(result, Future) else result}
+        except TimeoutError:
+            return {"error": f"the daemon did not answer {op!r} within {TIMEOUT:.0f} s: it is busy or stuck"}
+        except FlanneldError as error:
+            return {"error": str(error)}

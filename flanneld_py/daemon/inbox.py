@@ -1,0 +1,153 @@
+"""The mailbox between the threads: the latest value of everything, not a queue of events."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from flanneld_py.backends.base import Backend
+from flanneld_py.core.admit import Peers
+from flanneld_py.model import Host, NetworkConfig, OwnLease, Snapshot
+
+
+def boottime() -> float:
+    """Seconds since boot, suspend included: unlike the wall clock nobody can turn it back."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something an operator should know, with what to do about it."""
+
+    code: str
+    reason: str
+    fix: str
+    since: str = field(default_factory=utc_now, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """The config in force and the backend made from it."""
+
+    config: NetworkConfig
+    backend: Backend
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryState:
+    state: Literal["connecting", "in sync", "unreachable", "refused"] = "connecting"
+    endpoint: str | None = None
+    error: str | None = None
+    since: str = field(default_factory=utc_now, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseState:
+    state: Literal["none", "waiting", "held", "conflict", "lost"] = "none"
+    own: OwnLease | None = None
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the reconciler last did."""
+
+    passes: int = 0
+    in_sync: bool = False
+    subnet_file_written: bool = False
+    mtu: int | None = None
+    devices: frozenset[str] = frozenset()
+    """The devices that our rows hang on."""
+    peers: Peers = field(default_factory=Peers)
+    repaired: Mapping[str, int] = field(default_factory=dict)
+    """Table → rows put right that somebody else had changed."""
+    ops: Mapping[str, int] = field(default_factory=dict)
+    """Verb → ops carried out since the start."""
+    failed: tuple[tuple[str, str], ...] = ()
+    """(op, error) of what could not be done and is retried."""
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """The latest of everything; each field has one thread that offers it."""
+
+    network: Network | None = None  # registry-watch
+    config_problem: Problem | None = None
+    snapshot: Snapshot | None = None
+    registry: RegistryState = field(default_factory=RegistryState)
+    host: Host | None = None  # host-watch
+    host_problem: Problem | None = None
+    kernel_changes: int = 0
+    """Counts the changes somebody else made to what is ours."""
+    lease: LeaseState = field(default_factory=LeaseState)  # lease-keeper
+    report: Report = field(default_factory=Report)  # reconciler
+
+
+class Inbox:
+    """A condition over `Levels`: ten thousand offers while a reader is busy are one wake-up."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._levels = Levels()
+        self._version = 0
+        self._stopped = False
+
+    @property
+    def stopped(self) -> bool:
+        return self._stopped
+
+    @property
+    def levels(self) -> Levels:
+        return self._levels
+
+    def offer(self, **levels: Any) -> None:
+        """Replace some levels; the other threads see all of the change or none of it."""
+        with self._condition:
+            self._levels = replace(self._levels, **levels)
+            self._wake()
+
+    def kernel_changed(self) -> None:
+        """Somebody else changed something of ours: read the kernel again."""
+        with self._condition:
+            self._levels = replace(self._levels, kernel_changes=self._levels.kernel_changes + 1)
+            self._wake()
+
+    def wait(self, seen: int, until: float | None = None) -> tuple[int, Levels]:
+        """Block until something is newer than `seen`, `until` (boottime) has passed, or `stop`."""
+        with self._condition:
+            while self._version == seen and not self._stopped:
+                left = None if until is None else until - boottime()
+                if left is not None and left <= 0:
+                    break
+                self._condition.wait(left)
+            return self._version, self._levels
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, but not past `stop`."""
+        end = boottime() + seconds
+        with self._condition:
+            while not self._stopped and (left := end - boottime()) > 0:
+                self._condition.wait(left)
+
+    def poke(self) -> None:
+        """Wake all readers without a new value."""
+        with self._condition:
+            self._wake()
+
+    def stop(self) -> None:
+        with self._condition:
+            self._stopped = True
+            self._wake()
+
+    def _wake(self) -> None:
+        self._version += 1
+        self._condition.notify_all()

@@ -1,0 +1,254 @@
+"""The one thread that writes the kernel: makes it what should be, and looks again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from queue import Empty, SimpleQueue
+
+import structlog
+
+from flanneld_py.core.describe import describe
+from flanneld_py.core.pace import RetrySchedule, TokenBucket
+from flanneld_py.core.plan import apply_all, plan
+from flanneld_py.daemon.execute import Executor
+from flanneld_py.daemon.inbox import Inbox, Levels, Problem, Report, boottime
+from flanneld_py.daemon.target import Inputs, Settings, Target, inputs_of, same, target_of
+from flanneld_py.errors import FlanneldError
+from flanneld_py.model import Op, Outcome, State
+
+ROUNDS = 5
+"""Within one pass: the kernel cascades (a link going down takes its routes along), so read and plan again."""
+BURST, PER_SECOND = 10, 5.0
+READ_BACK_SMALL, READ_BACK_LARGE, SMALL_STATE = 60.0, 600.0, 1000
+"""Seconds between read-backs when nothing was heard, up to this many routes and above."""
+SHOWN = 5
+"""Ops named in a log line."""
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What the thread remembers between passes."""
+
+    actual: State | None = None
+    """None: must be read."""
+    kernel_changes: int = 0
+    inputs: Inputs | None = None
+    target: Target | None = None
+    settled: bool = False
+    """A pass with these inputs ended in sync: what differs now was changed by somebody else."""
+    read_back_at: float = 0.0
+    ops: Counter[str] = field(default_factory=Counter)
+    repaired: Counter[str] = field(default_factory=Counter)
+
+
+class Reconciler:
+    """Offers `report`. Sole caller of all drivers."""
+
+    def __init__(
+        self, executor: Executor, settings: Settings, inbox: Inbox, follow: Callable[[Target], None]
+    ) -> None:
+        """`follow` is told of each new target before anything is written for it."""
+        self._executor = executor
+        self._follow = follow
+        self._settings = settings
+        self._inbox = inbox
+        self._log = structlog.get_logger().bind(part="reconciler")
+        self._memory = _Memory()
+        self._retry = RetrySchedule()
+        self._bucket = TokenBucket(BURST, PER_SECOND, boottime())
+        self._questions: SimpleQueue[Future[list[str]]] = SimpleQueue()
+
+    def run(self) -> None:
+        """Until the inbox stops. Nothing is removed then: the data plane outlives the daemon."""
+        seen = -1
+        while not self._inbox.stopped:
+            seen, levels = self._inbox.wait(seen, self._wake_at())
+            if self._inbox.stopped:
+                return
+            self._answer(levels)
+            if not self._has_work(levels):
+                continue
+            wait = self._bucket.take(boottime())
+            if wait:
+                self._inbox.pause(wait)
+                levels = self._inbox.levels
+            self._pass(levels)
+
+    def ask_plan(self) -> Future[list[str]]:
+        """What would be done now, op by op; answered by the thread that owns the drivers."""
+        future: Future[list[str]] = Future()
+        self._questions.put(future)
+        self._inbox.poke()
+        return future
+
+    def _wake_at(self) -> float | None:
+        if self._memory.target is None:
+            return None
+        due = self._retry.next_due()
+        return min(self._memory.read_back_at, due) if due is not None else self._memory.read_back_at
+
+    def _has_work(self, levels: Levels) -> bool:
+        inputs, memory = inputs_of(levels), self._memory
+        if inputs is None:
+            return False
+        due = self._wake_at()
+        return (
+            not same(inputs, memory.inputs)
+            or levels.kernel_changes != memory.kernel_changes
+            or (due is not None and boottime() >= due)
+        )
+
+    def _pass(self, levels: Levels) -> None:
+        """Bring the kernel in line with these levels, and report."""
+        started, memory = boottime(), self._memory
+        inputs = inputs_of(levels)
+        if inputs is None:
+            return
+        try:
+            target = self._aim(inputs)
+            outcomes = self._converge(target, levels)
+        except FlanneldError as error:
+            memory.actual, memory.settled = None, False
+            memory.read_back_at = boottime() + 1.0
+            self._fail(Problem("reconcile-failed", str(error), ""))
+            return
+        self._count(outcomes, inputs, target, boottime() - started)
+
+    def _aim(self, inputs: Inputs) -> Target:
+        memory = self._memory
+        if memory.target is None or not same(inputs, memory.inputs):
+            memory.settled, memory.inputs, memory.target = False, inputs, None
+            memory.target = target_of(inputs, self._settings)
+            self._follow(memory.target)
+        return memory.target
+
+    def _converge(self, target: Target, levels: Levels) -> list[Outcome]:
+        """Read, plan and apply until the plan is empty or only holds what must wait."""
+        memory = self._memory
+        if levels.kernel_changes != memory.kernel_changes or boottime() >= memory.read_back_at:
+            memory.actual = None
+        memory.kernel_changes = levels.kernel_changes
+        outcomes: list[Outcome] = []
+        for _ in range(ROUNDS):
+            if memory.actual is None:
+                memory.actual = self._executor.observe(target.scope)
+                memory.read_back_at = boottime() + _read_back_after(memory.actual)
+            ops = plan(target.state, memory.actual)
+            self._retry.keep_only((op.verb, op.table, op.key) for op in ops)
+            due = [op for op in ops if self._retry.due((op.verb, op.table, op.key), boottime())]
+            if not due:
+                break
+            outcomes += self._apply(due, target.state, memory.actual)
+        return outcomes
+
+    def _apply(self, ops: Sequence[Op], want: State, actual: State) -> list[Outcome]:
+        outcomes = self._executor.apply(ops, want)
+        now = boottime()
+        for op, error in outcomes:
+            key = (op.verb, op.table, op.key)
+            if error is None:
+                self._retry.succeeded(key)
+            else:
+                self._retry.failed(key, now)
+        if any(error is not None or op.table == "links" for op, error in outcomes):
+            self._memory.actual = None
+        else:
+            self._memory.actual = apply_all(actual, [op for op, _ in outcomes])
+        return outcomes
+
+    def _count(self, outcomes: Sequence[Outcome], inputs: Inputs, target: Target, seconds: float) -> None:
+        memory = self._memory
+        done = [op for op, error in outcomes if error is None]
+        failed = {op: error for op, error in outcomes if error is not None}
+        memory.ops.update(op.verb for op in done)
+        if memory.settled and done:
+            memory.repaired.update(op.table for op in done)
+            self._log.warning("drift_repaired", ops=_shown(done), count=len(done), ms=_ms(seconds))
+        elif done:
+            verbs = Counter(op.verb for op in done)
+            self._log.info(
+                "reconciled",
+                revision=inputs.snapshot.revision,
+                **{"set": verbs["set"], "del": verbs["del"]},
+                failed=len(failed),
+                ms=_ms(seconds),
+            )
+        still = self._still_failed(failed, target)
+        self._report(target, still)
+
+    def _still_failed(self, failed: dict[Op, str], target: Target) -> tuple[tuple[str, str], ...]:
+        """What the plan still holds, with the last error of each."""
+        memory = self._memory
+        left = plan(target.state, memory.actual) if memory.actual is not None else list(failed)
+        memory.settled = memory.settled or not left
+        known = dict(self._inbox.levels.report.failed)
+        rows = tuple(
+            (text := describe(op), failed.get(op) or known.get(text, "not tried yet")) for op in left
+        )
+        news = [row for row in rows if known.get(row[0]) != row[1]]
+        if news:
+            # The first tells the story; with a missing device there may be thousands of them.
+            self._log.warning("apply_failed", op=news[0][0], error=news[0][1], count=len(rows))
+        return rows
+
+    def _report(self, target: Target, failed: tuple[tuple[str, str], ...]) -> None:
+        memory, last = self._memory, self._inbox.levels.report
+        for key, reason in target.peers.rejected.items():
+            if last.peers.rejected.get(key) != reason:
+                self._log.warning("peer_rejected", key=key, reason=reason)
+        actual = memory.actual.files if memory.actual is not None else {}
+        path = self._settings.subnet_file
+        self._inbox.offer(
+            report=Report(
+                passes=last.passes + 1,
+                in_sync=not failed,
+                subnet_file_written=last.subnet_file_written or actual.get(path) == target.state.files[path],
+                mtu=target.mtu,
+                devices=target.devices,
+                peers=target.peers,
+                repaired=dict(memory.repaired),
+                ops=dict(memory.ops),
+                failed=failed,
+            )
+        )
+
+    def _fail(self, problem: Problem) -> None:
+        last = self._inbox.levels.report
+        if problem != last.problem:
+            self._log.error("reconcile_failed", reason=problem.reason)
+        self._inbox.offer(report=replace(last, in_sync=False, problem=problem))
+
+    def _answer(self, levels: Levels) -> None:
+        while True:
+            try:
+                question = self._questions.get_nowait()
+            except Empty:
+                return
+            if not question.set_running_or_notify_cancel():
+                continue
+            try:
+                question.set_result(self._plan_now(levels))
+            except FlanneldError as error:
+                question.set_exception(error)
+
+    def _plan_now(self, levels: Levels) -> list[str]:
+        inputs = inputs_of(levels)
+        if inputs is None:
+            return []
+        target = target_of(inputs, self._settings)
+        return [describe(op) for op in plan(target.state, self._executor.observe(target.scope))]
+
+
+def _read_back_after(state: State) -> float:
+    return READ_BACK_SMALL if len(state.routes) <= SMALL_STATE else READ_BACK_LARGE
+
+
+def _shown(ops: Sequence[Op]) -> list[str]:
+    return [describe(op) for op in ops[:SHOWN]]
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)

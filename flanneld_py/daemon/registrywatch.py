@@ -1,0 +1,171 @@
+"""The thread that follows the registry: config and snapshot, by one list and one watch stream."""
+
+from __future__ import annotations
+
+import random
+import threading
+from dataclasses import replace
+
+import structlog
+
+from flanneld_py.backends import backend_of
+from flanneld_py.core.config import parse_config
+from flanneld_py.core.pace import Backoff
+from flanneld_py.core.records import CONFIG_KEY, SUBNETS_PREFIX, config_entry, fold, snapshot
+from flanneld_py.daemon.inbox import Inbox, Network, Problem, RegistryState, boottime
+from flanneld_py.drivers.etcd import EtcdRegistry, WatchStream
+from flanneld_py.errors import Compacted, ConfigError, Refused, RegistryError
+from flanneld_py.model import Changes, Entry, Listing, Snapshot
+
+LONGEST_BACKOFF = 2.0
+"""Seconds between attempts to reach etcd: recovery is noticed within this, and etcd is not stormed."""
+RELIST_AFTER = 600.0
+"""A watch can lose events through defects of the server; a full list is the cure (seconds, ± 20 %)."""
+EXAMPLE_CONFIG = '{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}'
+
+
+class RegistryWatch:
+    """Lists, watches, folds, and offers `network`, `snapshot` and `registry`."""
+
+    def __init__(self, registry: EtcdRegistry, prefix: str, inbox: Inbox) -> None:
+        self._registry = registry
+        self._prefix = prefix
+        self._inbox = inbox
+        self._log = structlog.get_logger().bind(part="registry")
+        self._backoff = Backoff(LONGEST_BACKOFF)
+        self._lock = threading.Lock()
+        self._stream: WatchStream | None = None
+        self._snapshot = Snapshot(revision=0, cluster_id=0)
+        self._must_list = True
+        self._config_text: bytes | None = None
+
+    def run(self) -> None:
+        """Until the inbox stops. No error ends it, and none takes a record away."""
+        while not self._inbox.stopped:
+            try:
+                if self._must_list:
+                    self._take_listing(self._registry.list())
+                self._follow()
+            except Compacted as error:
+                self._log.info("registry_relist", reason=str(error))
+                self._must_list = True
+                self._inbox.pause(self._backoff.delay(random.random()))  # noqa: S311 - jitter
+            except RegistryError as error:
+                self._lost(error)
+                self._inbox.pause(self._backoff.delay(random.random()))  # noqa: S311 - jitter
+
+    def stop(self) -> None:
+        with self._lock:
+            if self._stream is not None:
+                self._stream.cancel()
+
+    def _follow(self) -> None:
+        """Fold events until the stream ends or a full list is due."""
+        stream = self._registry.watch(self._snapshot.revision, self._snapshot.cluster_id)
+        with self._lock:
+            self._stream = stream
+        relist_at = boottime() + RELIST_AFTER * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
+        try:
+            for changes in stream:
+                self._found()
+                self._take_changes(changes)
+                if self._inbox.stopped:
+                    return
+                if boottime() >= relist_at:
+                    self._must_list = True
+                    return
+        finally:
+            stream.cancel()
+
+    def _take_listing(self, listing: Listing) -> None:
+        self._take_config(config_entry(listing))
+        self._take_snapshot(snapshot(listing, self._snapshot))
+        self._must_list = False
+        self._found()
+
+    def _take_changes(self, changes: Changes) -> None:
+        for change in changes.changes:
+            if change.key == CONFIG_KEY:
+                self._take_config(change.entry)
+        fresh = fold(self._snapshot, changes)
+        if any(change.key.startswith(SUBNETS_PREFIX) for change in changes.changes):
+            self._take_snapshot(fresh)
+        else:
+            # Only the revision to resume from has moved on: nobody need wake up for it.
+            self._snapshot = fresh
+
+    def _take_snapshot(self, fresh: Snapshot) -> None:
+        known = self._snapshot.bad
+        for key, reason in fresh.bad.items():
+            if known.get(key) != reason:
+                self._log.warning("bad_record", key=key, reason=reason, kept=key in fresh.records)
+        self._snapshot = fresh
+        self._inbox.offer(snapshot=fresh)
+
+    def _take_config(self, entry: Entry | None) -> None:
+        text = entry.value if entry else None
+        problem = self._inbox.levels.config_problem
+        if text == self._config_text and (problem or self._inbox.levels.network):
+            return
+        self._config_text = text
+        in_force = self._inbox.levels.network
+        if text is None:
+            self._report_config(self._missing(in_force is not None))
+            return
+        try:
+            config = parse_config(text)
+            network = Network(config, backend_of(config))
+        except ConfigError as error:
+            what = "the config in force stays" if in_force else "nothing is set up until it is mended"
+            self._report_config(
+                Problem("config-invalid", f"{error}; {what}", f"correct {self._prefix}/config in etcd")
+            )
+            return
+        if in_force is not None and in_force.config != config:
+            self._report_config(
+                Problem("config-pending", "the network config was changed", "restart the daemon to apply it")
+            )
+            return
+        if config.unknown_keys:
+            self._log.warning("config_unknown_keys", keys=list(config.unknown_keys))
+        self._inbox.offer(network=in_force or network, config_problem=None)
+        if in_force is None:
+            self._log.info("config", networks=[str(n) for n in config.networks], backend=network.backend.type)
+
+    def _missing(self, in_force: bool) -> Problem:
+        where = f"{self._prefix}/config"
+        put = f"ETCDCTL_API=3 etcdctl --endpoints={self._registry.endpoint} put {where} '{EXAMPLE_CONFIG}'"
+        reason = (
+            f"no network config at {where}; keys written through etcd's old v2 API (etcdctl set) are not seen"
+        )
+        if in_force:
+            reason = f"the network config at {where} was deleted; the config in force stays"
+        return Problem("config-missing", reason, put)
+
+    def _report_config(self, problem: Problem) -> None:
+        if problem != self._inbox.levels.config_problem:
+            self._log.warning(problem.code.replace("-", "_"), reason=problem.reason, fix=problem.fix)
+            self._inbox.offer(config_problem=problem)
+
+    def _found(self) -> None:
+        self._backoff.reset()
+        self._offer_state(RegistryState("in sync", self._registry.endpoint))
+
+    def _lost(self, error: RegistryError) -> None:
+        refused = isinstance(error, Refused)
+        self._offer_state(
+            RegistryState("refused" if refused else "unreachable", self._registry.endpoint, str(error))
+        )
+
+    def _offer_state(self, fresh: RegistryState) -> None:
+        """Offer and log changes only: an outage of a day is one line, not one per attempt."""
+        last = self._inbox.levels.registry
+        if fresh == last:
+            return
+        if fresh.state == last.state:
+            fresh = replace(fresh, since=last.since)
+        elif fresh.state == "in sync":
+            self._log.info("registry_in_sync", endpoint=fresh.endpoint)
+        else:
+            self._log.warning("registry_" + fresh.state, endpoint=fresh.endpoint, error=fresh.error)
+        self._inbox.offer(registry=fresh)

@@ -1,0 +1,193 @@
+"""The daemon put together: what is made in which order, the threads, and the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from flanneld_py import __version__
+from flanneld_py.core.hostfiles import parse_subnet_env, socket_path, status_path
+from flanneld_py.core.statefile import SavedState, parse_state
+from flanneld_py.daemon.control import Control
+from flanneld_py.daemon.execute import Executor
+from flanneld_py.daemon.hostwatch import HostWatch, Wanted, follow
+from flanneld_py.daemon.identity import node_id_of
+from flanneld_py.daemon.inbox import Inbox, boottime
+from flanneld_py.daemon.leasekeeper import LastRun, LeaseKeeper
+from flanneld_py.daemon.lock import Locks
+from flanneld_py.daemon.notify import Notifier
+from flanneld_py.daemon.publisher import Publisher
+from flanneld_py.daemon.reconciler import Reconciler
+from flanneld_py.daemon.registrywatch import RegistryWatch
+from flanneld_py.daemon.status import Process, compose
+from flanneld_py.daemon.target import Settings
+from flanneld_py.drivers.etcd import EtcdRegistry, EtcdSettings
+from flanneld_py.drivers.files import HostFiles, read_text
+from flanneld_py.drivers.kernel import KernelLinks
+from flanneld_py.drivers.monitor import Monitor
+from flanneld_py.drivers.rtnetlink import RtnetlinkTables
+from flanneld_py.errors import HostError
+from flanneld_py.model import IPNetwork
+
+STOP_WITHIN = 4.0
+"""Seconds for the threads to end after SIGTERM; a call to a hanging etcd is then abandoned."""
+CAP_NET_ADMIN = 12
+"""linux/capability.h."""
+SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
+THREAD_DIED = signal.SIGUSR1
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line, parsed."""
+
+    etcd: EtcdSettings
+    subnet_file: Path
+    state_dir: Path
+    node_id: str = ""
+    iface: tuple[str, ...] = ()
+    public_ip: str = ""
+
+    @property
+    def state_file(self) -> Path:
+        return self.state_dir / "state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class LastTime:
+    """What the files of earlier runs tell."""
+
+    run: LastRun
+    networks: tuple[IPNetwork, ...]
+
+
+def last_time(options: Options) -> LastTime:
+    """Read the state file and the old subnet.env; what is missing or damaged counts as empty."""
+    saved = parse_state(read_text(options.state_file) or "")
+    if saved is None or saved.prefix != options.etcd.prefix:
+        saved = SavedState(options.etcd.prefix, "")
+    old = parse_subnet_env(read_text(options.subnet_file) or "")
+    known = [subnets for subnets in (saved.subnets, old.subnets) if subnets.values()]
+    return LastTime(
+        run=LastRun(tuple(dict.fromkeys(known)), saved.etcd_lease),
+        networks=tuple(dict.fromkeys((*saved.networks, *old.networks.values()))),
+    )
+
+
+def require_net_admin() -> None:
+    """Raise HostError without CAP_NET_ADMIN, which every change to the kernel needs."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name == "CapEff" and not int(value, 16) >> CAP_NET_ADMIN & 1:
+            raise HostError("flanneld-py needs CAP_NET_ADMIN; run it as root or grant the capability")
+
+
+class Daemon:
+    """Owns everything; `run` is the process's life."""
+
+    def __init__(self, options: Options) -> None:
+        """Make all parts. Nothing is changed on the host yet but locks and the control socket.
+
+        Raises:
+            HostError, UsageError: this host or the command line makes a start pointless.
+        """
+        # Blocked before any thread is started, so that only sigwait in `run` takes them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        require_net_admin()
+        self._options = options
+        prefix = options.etcd.prefix
+        self._log = structlog.get_logger().bind(part="main")
+        self._locks = Locks(prefix, options.state_dir)
+        node_id = node_id_of(options.node_id, options.state_dir)
+        last = last_time(options)
+        self._inbox = Inbox()
+        self._notifier = Notifier()
+        self._registry = EtcdRegistry(options.etcd)
+        tables, links = RtnetlinkTables(prefix), KernelLinks(prefix)
+        self._monitor = Monitor(ignore_ports={*tables.port_ids, *links.port_ids})
+        settings = Settings(prefix, str(options.subnet_file), known_networks=last.networks)
+        self._reconciler = Reconciler(
+            Executor((links, tables, HostFiles())), settings, self._inbox, partial(follow, self._monitor)
+        )
+        wanted = Wanted(node_id, prefix, iface=options.iface, public_ip=options.public_ip)
+        self._hostwatch = HostWatch(self._monitor, wanted, self._inbox)
+        self._hostwatch.read()
+        self._registrywatch = RegistryWatch(self._registry, prefix, self._inbox)
+        self._leasekeeper = LeaseKeeper(self._registry, self._inbox, last.run, options.state_file)
+        self._process = Process(os.getpid(), prefix, node_id)
+        self._publisher = Publisher(
+            self._inbox, self._process, Path(status_path(str(options.subnet_file))), self._notifier
+        )
+        self._control = Control(
+            Path(socket_path(str(options.subnet_file))),
+            {
+                "status": lambda: compose(self._inbox.levels, self._process),
+                "plan": self._reconciler.ask_plan,
+            },
+        )
+        self._failed = False
+
+    def run(self) -> int:
+        """Work until a signal; the answer is the exit code."""
+        self._log.info(
+            "start",
+            version=__version__,
+            node=self._process.node_id,
+            prefix=self._process.prefix,
+            etcd=list(self._options.etcd.endpoints),
+        )
+        threads = [
+            self._thread("registry-watch", self._registrywatch.run),
+            self._thread("lease-keeper", self._leasekeeper.run),
+            self._thread("host-watch", self._hostwatch.run),
+            self._thread("reconciler", self._reconciler.run),
+            self._thread("publisher", self._publisher.run),
+            self._thread("control", self._control.run),
+        ]
+        for thread in threads:
+            thread.start()
+        number = self._wait_for_end()
+        self._stop(threads, number)
+        return os.EX_SOFTWARE if self._failed else os.EX_OK
+
+    def _wait_for_end(self) -> int:
+        while True:
+            number = signal.sigwait(SIGNALS)
+            if number != signal.SIGHUP:
+                return number
+            self._log.info("resync", reason="SIGHUP")
+            self._inbox.kernel_changed()
+
+    def _stop(self, threads: list[threading.Thread], number: int) -> None:
+        self._log.info("stop", signal=signal.Signals(number).name)
+        self._notifier.send(STOPPING="1", STATUS="stopping; the data plane stays")
+        deadline = boottime() + STOP_WITHIN
+        self._inbox.stop()
+        self._registrywatch.stop()
+        self._monitor.interrupt()
+        self._control.stop()
+        for thread in threads:
+            thread.join(max(0.0, deadline - boottime()))
+        late = [thread.name for thread in threads if thread.is_alive()]
+        if late:
+            self._log.warning("abandoned", threads=late)
+        self._publisher.publish(compose(self._inbox.levels, self._process, stopped=True))
+
+    def _thread(self, name: str, body: Callable[[], None]) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                body()
+            except Exception:  # noqa: BLE001 - whatever it is, the process must not go on without this thread
+                # A defect of ours: say it once and end the process, a manager will start it afresh.
+                self._failed = True
+                self._log.exception("defect", thread=name)
+                os.kill(os.getpid(), THREAD_DIED)
+
+        return threading.Thread(target=guarded, name=name, daemon=True)

@@ -1,0 +1,90 @@
+"""What a pass aims at: the pure part of reconciling, put together from core and the backend."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from flanneld_py.core.admit import Peers, admit
+from flanneld_py.core.desired import desired, subnet_env
+from flanneld_py.daemon.inbox import Levels, Network
+from flanneld_py.model import Host, IPAddress, IPNetwork, OwnLease, Record, Scope, Snapshot, State
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What stays the same as long as the process lives."""
+
+    prefix: str
+    subnet_file: str
+    ipmasq: bool = False
+    known_networks: tuple[IPNetwork, ...] = ()
+    """Networks of earlier runs: what lies inside them may be ours."""
+
+
+class Inputs(NamedTuple):
+    """Everything the desired state is made of."""
+
+    network: Network
+    host: Host
+    own: OwnLease
+    snapshot: Snapshot
+
+
+class Target(NamedTuple):
+    """The desired state, and what was decided on the way."""
+
+    state: State
+    peers: Peers
+    mtu: int
+    scope: Scope
+
+    @property
+    def devices(self) -> frozenset[str]:
+        """The devices that our rows hang on: our own, and host-gw's external interface."""
+        return frozenset((*self.state.links, *(route.nexthop.dev for route in self.state.routes.values())))
+
+
+def inputs_of(levels: Levels) -> Inputs | None:
+    """None while a part is missing; nothing may be written then."""
+    network, host, own, snapshot = levels.network, levels.host, levels.lease.own, levels.snapshot
+    if network is None or host is None or own is None or snapshot is None:
+        return None
+    return Inputs(network, host, own, snapshot)
+
+
+def same(new: Inputs, old: Inputs | None) -> bool:
+    """By identity: whoever offers a level offers a new object when it has changed, and only then."""
+    return old is not None and all(a is b for a, b in zip(new, old, strict=True))
+
+
+def target_of(inputs: Inputs, departed: Collection[Record], settings: Settings) -> Target:
+    """The desired state for these inputs; `departed`: peers that stay although they are not in the snapshot.
+
+    Raises:
+        ConfigError, HostError: the backend cannot work on this host as configured.
+    """
+    network, host, own, snapshot = inputs
+    backend, record = network.backend, own.record
+    backend_type = backend.published(host, record).backend_type
+    peers = admit(snapshot, record, network.config, host, backend_type, departed)
+    mtu = backend.mtu(host)
+    text = subnet_env(network.config, record, mtu, ipmasq=settings.ipmasq)
+    state = desired(backend.desired, record, peers.accepted, host, (settings.subnet_file, text))
+    return Target(state, peers, mtu, _scope(inputs, settings, state))
+
+
+def _scope(inputs: Inputs, settings: Settings, state: State) -> Scope:
+    adoptable: dict[IPNetwork, frozenset[IPAddress]] = {}
+    for record in inputs.snapshot.records.values():
+        for family, subnet in record.subnets.items():
+            public = record.public_ips.get(family)
+            adoptable[subnet] = frozenset(ip for ip in (subnet.network_address, public) if ip is not None)
+    return Scope(
+        prefix=settings.prefix,
+        networks=tuple(dict.fromkeys((*inputs.network.config.networks, *settings.known_networks))),
+        adoptable=adoptable,
+        sysctls=frozenset(state.sysctls),
+        files=frozenset(state.files),
+    )

@@ -1,0 +1,1 @@
+"""Effects: one outside thing each (etcd, links, bulk netlink tables, files)."""

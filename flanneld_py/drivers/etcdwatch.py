@@ -1,0 +1,175 @@
+"""One watch on one gRPC stream. Part of the etcd driver."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+
+from flanneld_py.drivers import etcdrpc
+from flanneld_py.drivers.etcdanswers import (
+    AttemptError,
+    TokenRefused,
+    entry_of,
+    explain,
+    range_end,
+    relative_key,
+)
+from flanneld_py.errors import Compacted, Unreachable
+from flanneld_py.model import Change, Changes
+
+CREATE_SECONDS = 3.0
+"""Until etcd has confirmed the watch."""
+PROBE_SECONDS = 60.0
+"""A watch is asked for its progress this often, give or take a tenth …"""
+ANSWER_SECONDS = 10.0
+"""… and is dead when nothing at all has come within this."""
+
+
+class WatchStream(Iterator[Changes]):
+    """A watch opened by `EtcdRegistry.watch`. One thread iterates; any thread may cancel, and one must.
+
+    Each item's `revision` is safe to resume after. That is the revision of the last event delivered, or of a
+    progress notice that etcd sent in order with the events. It is not the header's: a watch that catches up
+    over more than 1,000 revisions gets them in parts, all under the newest revision. Nor is it that of a
+    progress answer we asked for, which may overtake events (etcd-io/etcd#15220), or of one fragment of a
+    response. Those repeat the revision before them.
+    """
+
+    def __init__(
+        self,
+        channel: Any,
+        *,
+        endpoint: str,
+        root: bytes,
+        revision: int,
+        metadata: tuple[tuple[str, str], ...],
+        on_end: Callable[[], None],
+        on_failure: Callable[[], None],
+    ) -> None:
+        """Send the request. `on_end` is called once; `on_failure` before it when the endpoint is to blame."""
+        self._endpoint = endpoint
+        self._root = root
+        self._revision = revision
+        self._on_end = on_end
+        self._on_failure = on_failure
+        self._ending = threading.Lock()
+        self._watch_id = 0
+        self._cancelled = False
+        self._silent = False
+        self._waiting_since: float | None = time.monotonic()
+        self._over = threading.Event()
+        self._call = etcdrpc.WatchStub(channel).Watch(self._requests(), metadata=metadata)
+
+    def __next__(self) -> Changes:
+        """The next changes, perhaps none: a sign of life.
+
+        Raises:
+            Compacted: events are missing, list again.
+            RegistryError: the stream is dead, watch again.
+        """
+        try:
+            return self._changes(self._read())
+        except AttemptError as failure:
+            if failure.elsewhere:
+                # Broken TLS, too: this connection was good, so nothing has been refused yet.
+                failure.kind = Unreachable
+                self._on_failure()
+            self._end()
+            raise failure.at(self._endpoint) from None
+
+    def cancel(self) -> None:
+        """End the iteration, also while another thread waits in it."""
+        self._cancelled = True
+        self._call.cancel()
+        self._end()
+
+    def await_created(self, cluster_id: int) -> None:
+        """Wait until etcd has taken the watch over. Raises AttemptError, with the stream ended."""
+        try:
+            reply = self._read()
+            self._watch_id = reply.watch_id
+            self._check_history(reply.header, cluster_id)
+        except BaseException:
+            self.cancel()
+            raise
+
+    def _check_history(self, header: Any, cluster_id: int) -> None:
+        """A wiped or restored etcd would watch on as if nothing were missing."""
+        if header.cluster_id != cluster_id or header.revision < self._revision:
+            raise AttemptError(Compacted, "the registry was replaced or restored: list again")
+
+    def _end(self) -> None:
+        self._over.set()
+        if self._ending.acquire(blocking=False):
+            self._on_end()
+
+    def _requests(self) -> Iterator[Any]:
+        """What we say on the stream. Run by a thread of gRPC's, it also listens for silence from there."""
+        answer_seconds, later_answer_seconds, probe_seconds = CREATE_SECONDS, ANSWER_SECONDS, PROBE_SECONDS
+        create = etcdrpc.WatchCreateRequest(
+            key=self._root,
+            range_end=range_end(self._root),
+            start_revision=self._revision + 1,
+            progress_notify=True,
+            fragment=True,
+        )
+        request = etcdrpc.WatchRequest(create_request=create)
+        while True:
+            asked = time.monotonic()
+            yield request
+            if self._over.wait(answer_seconds):
+                return
+            # Silence counts only while somebody listens; unread messages wait in gRPC.
+            waiting_since = self._waiting_since
+            if waiting_since is not None and waiting_since <= asked:
+                self._silent = True
+                self._call.cancel()
+                return
+            if self._over.wait(probe_seconds * random.uniform(0.9, 1.1)):  # noqa: S311 - only spreads load
+                return
+            request = etcdrpc.WatchRequest(progress_request=etcdrpc.WatchProgressRequest())
+            answer_seconds = later_answer_seconds
+
+    def _read(self) -> Any:
+        """The next response that is no refusal; StopIteration after `cancel`."""
+        self._waiting_since = time.monotonic()
+        try:
+            reply = next(self._call)
+        except (grpc.RpcError, StopIteration) as error:
+            if self._cancelled:
+                raise StopIteration from None
+            if self._silent:
+                raise AttemptError(Unreachable, "the watch has fallen silent") from None
+            if isinstance(error, StopIteration):
+                raise AttemptError(Unreachable, "the watch was ended") from None
+            raise explain(error) from None
+        finally:
+            self._waiting_since = None
+        if not reply.canceled:
+            return reply
+        if reply.compact_revision:
+            text = f"revision {self._revision + 1} is compacted, up to {reply.compact_revision}: list again"
+            raise AttemptError(Compacted, text)
+        # etcd 3.4 calls an expired token a lack of permission, too.
+        reason = reply.cancel_reason.replace("etcdserver: ", "") or "the watch was cancelled"
+        denied = "permission" in reason or "token" in reason
+        raise AttemptError(TokenRefused if denied else Unreachable, reason)
+
+    def _changes(self, reply: Any) -> Changes:
+        changes = tuple(
+            Change(
+                relative_key(event.kv.key, self._root),
+                None if event.type == etcdrpc.Event.DELETE else entry_of(event.kv, self._root),
+            )
+            for event in reply.events
+        )
+        if reply.events and not reply.fragment:
+            self._revision = reply.events[-1].kv.mod_revision
+        elif not reply.events and reply.watch_id == self._watch_id:
+            self._revision = max(self._revision, reply.header.revision)
+        return Changes(self._revision, changes)

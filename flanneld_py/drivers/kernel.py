@@ -1,0 +1,309 @@
+"""Links and addresses: the driver of our vxlan devices, and the facts about all links of this host.
+
+pyroute2 puts the few messages that change something into bytes; it is imported with the first of them, as it
+costs 100 ms and 25 MB, and a restart with nothing changed writes nothing. Our own socket carries them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from flanneld_py.core.ownership import link_alias
+from flanneld_py.drivers import rtmessages as rt
+from flanneld_py.drivers.links import Device, number, read_addresses, read_default_device, read_devices
+from flanneld_py.drivers.netlink import HEADER, NLM_F_ACK, Failure, NetlinkSocket
+from flanneld_py.model import (
+    FAMILIES,
+    HostFacts,
+    IPInterface,
+    LinkFacts,
+    Op,
+    Outcome,
+    PerFamily,
+    Scope,
+    State,
+    Table,
+    VxlanLink,
+)
+
+IFLA_VXLAN_ID, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 3, 4, 7
+IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_GBP = 15, 17, 23
+IFA_F_NODAD = 0x02
+PROC_IPV6 = Path("/proc/sys/net/ipv6")
+GO_FLANNEL_NAME = re.compile(r"flannel(-v6)?\.\d+")
+FIRST_INDEX = 1 << 24
+"""Above the interface indexes that the kernel gives out by itself, counting up from 1."""
+
+
+class Request(NamedTuple):
+    """One call of pyroute2's batch compiler."""
+
+    what: Literal["link", "addr"]
+    verb: Literal["add", "set", "del"]
+    arguments: dict[str, Any]
+
+
+def read_host() -> HostFacts:
+    """Links with their addresses, and the devices of the default routes, as they are now.
+
+    Raises:
+        KernelError: the kernel did not answer.
+    """
+    netlink = NetlinkSocket()
+    try:
+        addresses = read_addresses(netlink)
+        devices = read_devices(netlink)
+        names = {device.index: device.name for device in devices}
+        links = [
+            LinkFacts(
+                name=device.name,
+                index=device.index,
+                mtu=device.mtu,
+                mac=device.mac,
+                up=device.up,
+                kind=device.kind,
+                alias=device.alias,
+                addresses=tuple(addresses.get(device.index, ())),
+            )
+            for device in devices
+        ]
+        defaults = [read_default_device(netlink, family, names) for family in FAMILIES]
+    finally:
+        netlink.close()
+    return HostFacts(tuple(links), PerFamily(*defaults), ipv6=PROC_IPV6.exists())
+
+
+class KernelLinks:
+    """Driver of the tables links (vxlan devices) and addrs.
+
+    Args:
+        prefix: the etcd prefix, which marks our links.
+    """
+
+    tables: tuple[Table, ...] = ("links", "addrs")
+
+    def __init__(self, prefix: str) -> None:
+        self._alias = link_alias(prefix)
+        self._netlink = NetlinkSocket()
+        self._adopted: set[int] = set()
+
+    @property
+    def port_ids(self) -> frozenset[int]:
+        """The netlink port ids we write from, by which a monitor knows our own changes."""
+        return frozenset({self._netlink.port_id})
+
+    def close(self) -> None:
+        self._netlink.close()
+
+    # --- read -------------------------------------------------------------------------------------
+
+    def observe(self, scope: Scope) -> State:
+        devices = read_devices(self._netlink, rt.VXLAN_LINKS)
+        addresses = read_addresses(self._netlink)
+        inside = rt.Inside(scope.networks)
+        self._adopted = set()
+        links: dict[str, VxlanLink] = {}
+        addrs: dict[tuple[str, IPInterface], bool] = {}
+        for device in devices:
+            on_it = [a.address for a in addresses.get(device.index, ()) if a.scope == "global"]
+            within = [address for address in on_it if inside.address(address.ip.packed)]
+            if self._adoptable(device) and len(on_it) == 1 and within:
+                self._adopted.add(device.index)
+            if device.kind == "vxlan" and self._is_ours(device):
+                links[device.name] = _vxlan_link(device)
+                addrs.update({(device.name, address): True for address in within})
+        return State(links=links, addrs=addrs)
+
+    def _is_ours(self, device: Device) -> bool:
+        return device.alias == self._alias or (device.index in self._adopted and self._adoptable(device))
+
+    def _adoptable(self, device: Device) -> bool:
+        """Whether it may be what Go flannel left; its one address must lie in our Networks besides."""
+        return device.kind == "vxlan" and not device.alias and bool(GO_FLANNEL_NAME.fullmatch(device.name))
+
+    # --- write ------------------------------------------------------------------------------------
+
+    def apply(self, ops: Sequence[Op]) -> Sequence[Outcome]:
+        carry_out = {"links": self._apply_link, "addrs": self._apply_address}
+        return [Outcome(op, carry_out[op.table](op)) for op in ops]
+
+    def _apply_link(self, op: Op) -> str | None:
+        """Carry out one op; what went wrong, if so."""
+        device = next((found for found in read_devices(self._netlink) if found.name == op.key), None)
+        if device is None:
+            return self._create(op.key, op.value) if op.verb == "set" else None
+        if not self._is_ours(device):
+            return (
+                f"device {device.name} exists and is not ours (alias {device.alias!r}, kind "
+                f"{device.kind or 'none'!r}); remove or rename it, or choose another VNI"
+            )
+        if op.verb == "set":
+            return self._change(device, op.value)
+        (refused,) = self._send(Request("link", "del", {"index": device.index}))
+        if refused is None or refused.code == errno.ENODEV:
+            return None
+        return f"cannot delete {device.name}: {refused.reason}"
+
+    def _create(self, name: str, want: VxlanLink) -> str | None:
+        try:
+            underlying = socket.if_nametoindex(want.dev)
+        except OSError:
+            return f"cannot create {name}: its underlying device {want.dev} does not exist"
+        # The alias goes with the creation in one send, which the kernel carries out whole before it heeds a
+        # signal: a killed daemon leaves no device without its mark. It goes by an index of our own choice:
+        # by name it would mark somebody else's device, if that is why the creation fails.
+        index = FIRST_INDEX + int.from_bytes(os.urandom(3), "big")
+        arguments = {
+            "ifname": name,
+            "kind": "vxlan",
+            "index": index,
+            "mtu": want.mtu,
+            "address": want.mac,
+            "txqlen": 0,
+            "vxlan_id": want.vni,
+            "vxlan_link": underlying,
+            _local_key(want): str(want.local),
+            "vxlan_port": want.port,
+            "vxlan_learning": want.learning,
+        }
+        if want.gbp:
+            arguments["vxlan_gbp"] = True
+        refused, unmarked = self._send(
+            Request("link", "add", arguments),
+            Request("link", "set", {"index": index, "ifalias": want.alias}),
+        )
+        if refused is not None:
+            return f"cannot create {name}: {_explain(refused, want)}"
+        if unmarked is not None:
+            self._send(Request("link", "del", {"index": index}))
+            return f"cannot mark {name} as ours: {unmarked.reason}"
+        return self._carry_out(name, want, {"state": {"state": "up"}} if want.up else {}, index)
+
+    def _change(self, device: Device, want: VxlanLink) -> str | None:
+        if device.kind != "vxlan":
+            return f"device {device.name} is a {device.kind}, not a vxlan device; remove or rename it"
+        have = _vxlan_link(device)
+        fixed = [name for name in ("vni", "port", "gbp") if getattr(have, name) != getattr(want, name)]
+        if have.local.version != want.local.version:
+            fixed.append("address family")
+        if fixed:
+            return f"{device.name} must be recreated: its {', '.join(fixed)} cannot be changed in place"
+        try:
+            changes = _changes(have, want)
+        except OSError:
+            return f"cannot move {device.name}: its underlying device {want.dev} does not exist"
+        return self._carry_out(device.name, want, changes, device.index)
+
+    def _carry_out(
+        self, name: str, want: VxlanLink, changes: dict[str, dict[str, Any]], index: int
+    ) -> str | None:
+        """Make changes to a device; which failed and why, if any did."""
+        failures = self._send(*(Request("link", "set", {"index": index, **c}) for c in changes.values()))
+        refused = [
+            f"its {what} cannot be changed: {_explain(failure, want, what)}"
+            for what, failure in zip(changes, failures, strict=True)
+            if failure is not None
+        ]
+        return f"{name}: {'; '.join(refused)}" if refused else None
+
+    def _apply_address(self, op: Op) -> str | None:
+        dev, address = op.key
+        try:
+            index = socket.if_nametoindex(dev)
+        except OSError:
+            return f"device {dev} does not exist" if op.verb == "set" else None
+        arguments = {"index": index, "address": str(address.ip), "prefixlen": address.network.prefixlen}
+        already = {errno.EADDRNOTAVAIL, errno.ENODEV}
+        if op.verb == "set":
+            already = {errno.EEXIST}
+            if address.version == 6:
+                # Nobody else has it, and until detection ends it could not be used.
+                arguments["flags"] = IFA_F_NODAD
+        (refused,) = self._send(Request("addr", "add" if op.verb == "set" else "del", arguments))
+        if refused is None or refused.code in already:
+            return None
+        return f"cannot {op.verb} address {address} on {dev}: {refused.reason}"
+
+    def _send(self, *requests: Request) -> list[Failure | None]:
+        """Send requests in one datagram; what became of each."""
+        if not requests:
+            return []
+        from pyroute2 import IPBatch  # noqa: PLC0415 -- dear, and most restarts change nothing
+
+        batch = IPBatch()
+        try:
+            encoded = []
+            for request in requests:
+                batch.reset()
+                getattr(batch, request.what)(request.verb, **request.arguments)
+                encoded.append(_without_ack(bytes(batch.batch)))
+        finally:
+            batch.close()
+        return self._netlink.transact(encoded)
+
+
+def _without_ack(request: bytes) -> bytes:
+    length, kind, flags, _, _ = HEADER.unpack_from(request)
+    return HEADER.pack(length, kind, flags & ~NLM_F_ACK, 0, 0) + request[HEADER.size :]
+
+
+def _local_key(want: VxlanLink) -> str:
+    return "vxlan_local" if want.local.version == 4 else "vxlan_local6"
+
+
+def _changes(have: VxlanLink, want: VxlanLink) -> dict[str, dict[str, Any]]:
+    """What differs → the arguments that set it, in the order in which to do it."""
+    changes: dict[str, dict[str, Any]] = {}
+    if have.alias != want.alias:
+        changes["alias"] = {"ifalias": want.alias}
+    if have.local != want.local:
+        changes["local address"] = {"kind": "vxlan", _local_key(want): str(want.local)}
+    if have.learning != want.learning:
+        changes["learning"] = {"kind": "vxlan", "vxlan_learning": want.learning}
+    if have.dev != want.dev:
+        changes["underlying device"] = {"kind": "vxlan", "vxlan_link": socket.if_nametoindex(want.dev)}
+    if have.mac != want.mac:
+        changes["MAC"] = {"address": want.mac}
+    if have.mtu != want.mtu:
+        changes["MTU"] = {"mtu": want.mtu}
+    if have.up != want.up:
+        changes["state"] = {"state": "up" if want.up else "down"}
+    return changes
+
+
+def _explain(refused: Failure, want: VxlanLink, what: str = "") -> str:
+    if refused.code == errno.EOPNOTSUPP:
+        return f"{refused.reason}; this kernel has no vxlan, or cannot change it so"
+    if refused.code == errno.EINVAL and what == "MTU":
+        overhead = 50 if want.local.version == 4 else 70
+        return f"{refused.reason}; expected at most the MTU of {want.dev} less {overhead}, not {want.mtu}"
+    if refused.code == errno.EADDRINUSE:
+        return f"{refused.reason}; UDP port {want.port} is used by another program"
+    return refused.reason
+
+
+def _vxlan_link(device: Device) -> VxlanLink:
+    info = device.info
+    local = info.get(IFLA_VXLAN_LOCAL) or info.get(IFLA_VXLAN_LOCAL6) or bytes(4)
+    try:
+        underlying = socket.if_indextoname(number(info.get(IFLA_VXLAN_LINK)))
+    except OSError:
+        underlying = ""  # none, or one of another network namespace
+    return VxlanLink(
+        vni=number(info.get(IFLA_VXLAN_ID)),
+        port=int.from_bytes(info.get(IFLA_VXLAN_PORT, b""), "big"),
+        dev=underlying,
+        local=rt.address(local),
+        mtu=device.mtu,
+        mac=device.mac,
+        alias=device.alias,
+        learning=any(info.get(IFLA_VXLAN_LEARNING, b"")),
+        gbp=IFLA_VXLAN_GBP in info,
+        up=device.up,
+    )

@@ -1,0 +1,291 @@
+"""What the kernel says of its own accord: a subscription to rtnetlink's notifications.
+
+A notification is only a reason to look again, so what is heard is folded into a few flags, and what cannot
+concern us (ordinary ARP, our own writes, routes of others) is dropped where it is read.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from flanneld_py.drivers import rtmessages as rt
+from flanneld_py.drivers.netlink import (
+    NETLINK_ADD_MEMBERSHIP,
+    NLM_F_REPLACE,
+    RECEIVE_SIZE,
+    SOL_NETLINK,
+    attributes,
+    messages,
+    open_socket,
+)
+from flanneld_py.errors import KernelError
+from flanneld_py.model import ROUTE_PROTOCOL, IPAddress, IPNetwork
+
+GROUPS = {
+    "RTNLGRP_LINK": 1,
+    "RTNLGRP_NEIGH": 3,
+    "RTNLGRP_IPV4_IFADDR": 5,
+    "RTNLGRP_IPV4_ROUTE": 7,
+    "RTNLGRP_IPV6_IFADDR": 9,
+    "RTNLGRP_IPV6_ROUTE": 11,
+    "RTNLGRP_NEXTHOP": 32,
+}
+"""linux/rtnetlink.h, enum rtnetlink_groups."""
+LINK_FLAGS = 0x10041
+"""IFF_UP, IFF_RUNNING, IFF_LOWER_UP (linux/if.h)."""
+LINK_FACTS = (rt.IFLA_IFNAME, rt.IFLA_MTU, rt.IFLA_ADDRESS, rt.IFLA_IFALIAS)
+DRAIN_LIMIT = 100_000
+"""Notifications read before what was heard is told, lest a storm silence us."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What the notifications read by one `wait` amount to."""
+
+    overflow: bool = False
+    """Notifications were lost: look at everything."""
+    links: frozenset[str] = frozenset()
+    """Devices that were made, changed or deleted, or whose addresses were."""
+    ours: bool = False
+    """A neighbour, FDB entry, nexthop or route that may be ours was touched by somebody else."""
+    host: bool = False
+    """Links, addresses or default routes changed: host facts are worth reading again."""
+
+
+NOTHING = Heard()
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A `Heard` in the making."""
+
+    overflow: bool = False
+    links: set[str] = field(default_factory=set)
+    ours: bool = False
+    host: bool = False
+
+
+class Notification(NamedTuple):
+    """One message and where its body begins and ends."""
+
+    kind: int
+    flags: int
+    datagram: bytes
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """What concerns us."""
+
+    names: frozenset[str] = frozenset()
+    inside: rt.Inside = field(default_factory=lambda: rt.Inside(()))
+    fdb: Mapping[tuple[str, str], IPAddress] = field(default_factory=dict)
+
+
+class Monitor:
+    """Listens to links, addresses, neighbours, FDB entries, routes and nexthops.
+
+    One thread calls `wait`; any thread may call `follow`, `interrupt` and `close`.
+
+    Args:
+        ignore_ports: netlink port ids whose changes are our own.
+
+    Raises:
+        KernelError: no netlink socket.
+    """
+
+    def __init__(self, ignore_ports: Iterable[int] = ()) -> None:
+        self.ignore_ports = frozenset(ignore_ports)
+        self._followed = Followed()
+        self._socket = open_socket()
+        for group in GROUPS.values():
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
+        self._poll.register(self._wake, select.POLLIN)
+        self._waiting = threading.Lock()
+        self._waking = threading.Lock()
+        self._closed = False
+        self._names: dict[int, str] = {}
+        self._links: dict[int, tuple[object, ...]] = {}
+        self._deleted: set[tuple[int, bytes]] = set()
+        self._listeners = {
+            rt.RTM_NEWLINK: self._link,
+            rt.RTM_DELLINK: self._link,
+            rt.RTM_NEWADDR: self._address,
+            rt.RTM_DELADDR: self._address,
+            rt.RTM_NEWNEIGH: self._neighbour,
+            rt.RTM_DELNEIGH: self._neighbour,
+            rt.RTM_NEWROUTE: self._route,
+            rt.RTM_DELROUTE: self._route,
+            rt.RTM_NEWNEXTHOP: self._nexthop,
+            rt.RTM_DELNEXTHOP: self._nexthop,
+        }
+
+    def follow(
+        self,
+        names: Collection[str],
+        networks: Iterable[IPNetwork] = (),
+        fdb: Mapping[tuple[str, str], IPAddress] | None = None,
+    ) -> None:
+        """Say what concerns us from now on.
+
+        Args:
+            names: our devices.
+            networks: our Networks; routes into them concern us.
+            fdb: the rows of the table fdb as wanted. A notification that agrees with them is no news: the
+                kernel does not say who changed an FDB entry, so this is how our own writes are known.
+        """
+        self._followed = Followed(frozenset(names), rt.Inside(networks), fdb or {})
+
+    def wait(self, timeout: float | None) -> Heard | None:
+        """Wait until something concerns us; None after `timeout` seconds, `interrupt` or `close`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._waiting:
+            while not self._closed:
+                left = None if deadline is None else max(0, math.ceil((deadline - time.monotonic()) * 1000))
+                ready = {fd for fd, _ in self._poll.poll(left)}
+                interrupted = self._wake in ready
+                if interrupted:
+                    os.eventfd_read(self._wake)
+                heard = self._drain() if not self._closed else None
+                if heard is not None or interrupted or not ready:
+                    return heard
+        return None
+
+    def interrupt(self) -> None:
+        """Make a `wait` return at once, or the next one if none is under way."""
+        with self._waking:
+            if not self._closed:
+                os.eventfd_write(self._wake, 1)
+
+    def close(self) -> None:
+        """End a `wait` under way and give the sockets back."""
+        with self._waking:
+            if self._closed:
+                return
+            self._closed = True
+            os.eventfd_write(self._wake, 1)
+        with self._waiting:
+            self._socket.close()
+            os.close(self._wake)
+
+    def _drain(self) -> Heard | None:
+        """Read all that is pending; None when nothing of it concerns us."""
+        pending = _Pending()
+        followed, ignored = self._followed, self.ignore_ports
+        for _ in range(DRAIN_LIMIT):
+            try:
+                datagram = self._socket.recv(RECEIVE_SIZE, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise KernelError(f"cannot listen to the kernel: {error.strerror}") from error
+                pending.overflow = True
+                self._deleted.clear()
+                self._names.clear()
+                self._links.clear()
+                continue
+            for kind, flags, _, port, start, end in messages(datagram):
+                heard = Notification(kind, flags, datagram, start, end)
+                if port in ignored:
+                    self._own_write(heard)
+                elif (listen := self._listeners.get(kind)) is not None:
+                    listen(pending, followed, heard)
+        folded = Heard(pending.overflow, frozenset(pending.links), pending.ours, pending.host)
+        return folded if folded != NOTHING else None
+
+    def _own_write(self, heard: Notification) -> None:
+        """Note the neighbours we delete: one is said to have failed, by us, then to be gone, by nobody."""
+        if heard.kind == rt.RTM_NEWNEIGH:
+            _, index, state, _, _ = rt.NDMSG.unpack_from(heard.datagram, heard.start)
+            if state == rt.NUD_FAILED:
+                self._deleted.add((index, _destination(heard)))
+
+    def _name(self, index: int) -> str:
+        name = self._names.get(index)
+        if name is None:
+            try:
+                name = socket.if_indextoname(index)
+            except OSError:
+                name = ""  # gone already; the link's own notification names it
+            self._names[index] = name
+        return name
+
+    def _link(self, pending: _Pending, followed: Followed, heard: Notification) -> None:
+        family, _, index, flags, _ = rt.IFINFOMSG.unpack_from(heard.datagram, heard.start)
+        if family == rt.AF_BRIDGE:
+            return  # the state of a bridge's port
+        found = attributes(heard.datagram, heard.start + rt.IFINFOMSG.size, heard.end)
+        name = found.get(rt.IFLA_IFNAME, b"").rstrip(b"\0").decode()
+        if heard.kind == rt.RTM_DELLINK:
+            changed = True
+            self._links.pop(index, None)
+            self._names.pop(index, None)
+        else:
+            facts = (flags & LINK_FLAGS, *(found.get(kind) for kind in LINK_FACTS))
+            changed = self._links.get(index) != facts
+            self._links[index] = facts
+            self._names[index] = name
+        if changed or name in followed.names:
+            pending.links.add(name)
+        pending.host = pending.host or changed
+
+    def _address(self, pending: _Pending, _: Followed, heard: Notification) -> None:
+        _, _, _, _, index = rt.IFADDRMSG.unpack_from(heard.datagram, heard.start)
+        if name := self._name(index):
+            pending.links.add(name)
+        pending.host = True
+
+    def _neighbour(self, pending: _Pending, followed: Followed, heard: Notification) -> None:
+        family, index, state, _, _ = rt.NDMSG.unpack_from(heard.datagram, heard.start)
+        if self._deleted and heard.kind == rt.RTM_DELNEIGH:
+            gone = (index, _destination(heard))
+            if gone in self._deleted:
+                self._deleted.remove(gone)
+                return
+        if pending.ours or self._name(index) not in followed.names:
+            return
+        if family != rt.AF_BRIDGE:
+            # The kernel resolving an address by itself; a deletion says RTM_DELNEIGH as well.
+            resolving = heard.kind == rt.RTM_NEWNEIGH and state in (rt.NUD_INCOMPLETE, rt.NUD_FAILED)
+            pending.ours = not resolving
+        elif state & rt.NUD_PERMANENT:
+            found = attributes(heard.datagram, heard.start + rt.NDMSG.size, heard.end)
+            wanted = followed.fdb.get((self._name(index), found.get(rt.NDA_LLADDR, b"").hex(":")))
+            destination = found.get(rt.NDA_DST, b"") if heard.kind == rt.RTM_NEWNEIGH else b""
+            pending.ours = destination != (wanted.packed if wanted else b"")
+
+    def _route(self, pending: _Pending, followed: Followed, heard: Notification) -> None:
+        header = rt.RTMSG.unpack_from(heard.datagram, heard.start)
+        _, length, _, _, table, protocol, _, _, flags = header
+        if table != rt.RT_TABLE_MAIN or flags & rt.RTM_F_CLONED:
+            return
+        if length == 0:
+            pending.host = True
+        elif protocol == ROUTE_PROTOCOL or heard.flags & NLM_F_REPLACE:
+            # One who puts his route in the place of ours is heard of by his route only.
+            found = attributes(heard.datagram, heard.start + rt.RTMSG.size, heard.end)
+            pending.ours = pending.ours or followed.inside.network(found.get(rt.RTA_DST, b""), length)
+
+    def _nexthop(self, pending: _Pending, _: Followed, heard: Notification) -> None:
+        _, _, protocol, _ = rt.NHMSG.unpack_from(heard.datagram, heard.start)
+        pending.ours = pending.ours or protocol == ROUTE_PROTOCOL
+
+
+def _destination(heard: Notification) -> bytes:
+    """The packed address of a neighbour message."""
+    return attributes(heard.datagram, heard.start + rt.NDMSG.size, heard.end).get(rt.NDA_DST, b"")

@@ -1,0 +1,220 @@
+"""The rtnetlink messages of the bulk tables as bytes (rtnetlink(7), linux/{rtnetlink,neighbour,nexthop}.h).
+
+Pure functions. With ten thousand peers forty thousand messages are made and read, so what is fixed about a
+message stands in one `struct` format. Both families in each; devices are indexes here.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from flanneld_py.drivers.netlink import (
+    NLA_F_NESTED,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    NLM_F_REQUEST,
+    U32,
+    attribute,
+    message,
+)
+from flanneld_py.model import Family, IPAddress, IPNetwork
+
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_NEWNEXTHOP, RTM_DELNEXTHOP, RTM_GETNEXTHOP = 104, 105, 106
+
+AF_UNSPEC, AF_BRIDGE = 0, 7
+AF: dict[Family, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+IFINFOMSG = struct.Struct("=BxHiII")
+"""Family, type, index, flags, change mask."""
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_EXT_MASK = 1, 3, 4, 18, 20, 29
+IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
+RTEXT_FILTER_SKIP_STATS = 8
+
+IFADDRMSG = struct.Struct("=BBBBI")
+"""Family, prefix length, flags, scope, index."""
+
+NDMSG = struct.Struct("=BxxxiHBB")
+"""Family, index, state, flags, type."""
+NDA_DST, NDA_LLADDR, NDA_PORT, NDA_VNI, NDA_IFINDEX, NDA_NH_ID = 1, 2, 6, 7, 8, 13
+NUD_INCOMPLETE, NUD_FAILED, NUD_PERMANENT = 0x01, 0x20, 0x80
+NTF_SELF = 0x02
+
+RTMSG = struct.Struct("=BBBBBBBBI")
+"""Family, destination length, source length, TOS, table, protocol, scope, type, flags."""
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH, RTA_NH_ID = 1, 4, 5, 6, 9, 30
+RT_TABLE_MAIN = 254
+RT_SCOPE_UNIVERSE, RT_SCOPE_NOWHERE = 0, 255
+RTN_UNICAST = 1
+RTNH_F_DEAD, RTNH_F_ONLINK, RTNH_F_LINKDOWN = 1, 4, 16
+RTPROT_BOOT = 3
+RTM_F_CLONED = 0x200
+NO_ROUTES = (errno.ENOENT, errno.EOPNOTSUPP)
+"""Errors of a dump: table main is made with its first route; a kernel may be without IPv6."""
+METRIC: dict[int, int] = {4: 0, 6: 1024}
+"""IP version → the metric of a route made without RTA_PRIORITY (IPv6: IP6_RT_PRIO_USER)."""
+
+RTNEXTHOP = struct.Struct("=HBBi")
+"""Length with its attributes, flags, hops, device index."""
+
+NHMSG = struct.Struct("=BBBxI")
+"""Family, scope, protocol, flags."""
+NHA_ID, NHA_OIF, NHA_GATEWAY = 1, 5, 6
+
+CREATE_REPLACE = NLM_F_CREATE | NLM_F_REPLACE
+
+# Whole messages. Header (IHHII), then the body as above, then attributes (HH and payload, padded).
+_NEIGHBOUR: dict[int, struct.Struct] = {
+    4: struct.Struct("=IHHII BxxxiHBB HH4s HH6sxx"),
+    6: struct.Struct("=IHHII BxxxiHBB HH16s HH6sxx"),
+}
+_ROUTE4 = struct.Struct("=IHHII BBBBBBBBI HH4s HHI")
+_ROUTE6 = struct.Struct("=IHHII BBBBBBBBI HH16s HHI HH16s")
+_NEXTHOP: dict[int, struct.Struct] = {
+    4: struct.Struct("=IHHII BBBxI HHI HHI HH4s"),
+    6: struct.Struct("=IHHII BBBxI HHI HHI HH16s"),
+}
+_SET_FLAGS = NLM_F_REQUEST | CREATE_REPLACE
+
+
+def mac_bytes(mac: str) -> bytes:
+    """`82:4b:b1:2c:8f:a1` as 6 bytes.
+
+    Raises:
+        ValueError: it is not six pairs of hex digits.
+    """
+    packed = bytes.fromhex(mac.replace(":", ""))
+    if len(packed) != 6:
+        raise ValueError(f"{mac!r} is not a MAC address, expected six pairs of hex digits")
+    return packed
+
+
+def address(packed: bytes) -> IPAddress:
+    """An address of 4 or 16 bytes in network order."""
+    number = int.from_bytes(packed, "big")
+    return IPv4Address(number) if len(packed) == 4 else IPv6Address(number)
+
+
+def network(packed: bytes, length: int) -> IPNetwork:
+    """A network from its base address of 4 or 16 bytes and its length in bits."""
+    number = int.from_bytes(packed, "big")
+    return IPv4Network((number, length)) if len(packed) == 4 else IPv6Network((number, length))
+
+
+class Inside:
+    """Tells whether packed addresses lie inside some networks, without making objects of them."""
+
+    def __init__(self, networks: Iterable[IPNetwork]) -> None:
+        self._prefixes: dict[int, list[tuple[int, int, int]]] = {4: [], 16: []}
+        for outer in networks:
+            shift = outer.max_prefixlen - outer.prefixlen
+            prefix = int(outer.network_address) >> shift
+            self._prefixes[outer.max_prefixlen // 8].append((shift, prefix, outer.prefixlen))
+
+    def address(self, packed: bytes) -> bool:
+        return self.network(packed, 8 * len(packed))
+
+    def network(self, packed: bytes, length: int) -> bool:
+        number = int.from_bytes(packed, "big")
+        return any(
+            length >= outer and number >> shift == prefix
+            for shift, prefix, outer in self._prefixes.get(len(packed), ())
+        )
+
+
+ALL_LINKS = IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0) + attribute(
+    IFLA_EXT_MASK, U32.pack(RTEXT_FILTER_SKIP_STATS)
+)
+"""The body of a dump request, without statistics."""
+VXLAN_LINKS = ALL_LINKS + attribute(IFLA_LINKINFO | NLA_F_NESTED, attribute(IFLA_INFO_KIND, b"vxlan"))
+
+
+def set_neighbour(index: int, destination: IPAddress, mac: str) -> bytes:
+    """A permanent neighbour entry, in the place of any other for that address."""
+    packed = destination.packed
+    size = len(packed)
+    return _NEIGHBOUR[destination.version].pack(
+        44 + size, RTM_NEWNEIGH, _SET_FLAGS, 0, 0,
+        socket.AF_INET if size == 4 else socket.AF_INET6, index, NUD_PERMANENT, 0, RTN_UNICAST,
+        4 + size, NDA_DST, packed, 10, NDA_LLADDR, mac_bytes(mac),
+    )  # fmt: skip
+
+
+def delete_neighbour(index: int, destination: IPAddress) -> bytes:
+    body = NDMSG.pack(AF[destination.version], index, NUD_PERMANENT, 0, RTN_UNICAST)
+    return message(RTM_DELNEIGH, 0, body + attribute(NDA_DST, destination.packed))
+
+
+def set_fdb(index: int, mac: str, destination: IPAddress) -> bytes:
+    """A permanent FDB entry of a vxlan device; an entry with another destination is moved to this one."""
+    packed = destination.packed
+    size = len(packed)
+    return _NEIGHBOUR[destination.version].pack(
+        44 + size, RTM_NEWNEIGH, _SET_FLAGS, 0, 0, AF_BRIDGE, index, NUD_PERMANENT, NTF_SELF, 0,
+        4 + size, NDA_DST, packed, 10, NDA_LLADDR, mac_bytes(mac),
+    )  # fmt: skip
+
+
+def delete_fdb(index: int, mac: str) -> bytes:
+    """Delete the whole entry: without NDA_DST vxlan removes all of its destinations."""
+    body = NDMSG.pack(AF_BRIDGE, index, NUD_PERMANENT, NTF_SELF, 0)
+    return message(RTM_DELNEIGH, 0, body + attribute(NDA_LLADDR, mac_bytes(mac)))
+
+
+def set_nexthop(number: int, protocol: int, index: int, via: IPAddress, *, onlink: bool, new: bool) -> bytes:
+    """A nexthop object; `new`: refuse if the id is taken, else put this in its place."""
+    packed = via.packed
+    size = len(packed)
+    flags = NLM_F_REQUEST | NLM_F_CREATE | (NLM_F_EXCL if new else NLM_F_REPLACE)
+    return _NEXTHOP[via.version].pack(
+        44 + size, RTM_NEWNEXTHOP, flags, 0, 0,
+        AF[via.version], 0, protocol, RTNH_F_ONLINK if onlink else 0,
+        8, NHA_ID, number, 8, NHA_OIF, index, 4 + size, NHA_GATEWAY, packed,
+    )  # fmt: skip
+
+
+def delete_nexthop(number: int) -> bytes:
+    return message(RTM_DELNEXTHOP, 0, NHMSG.pack(AF_UNSPEC, 0, 0, 0) + attribute(NHA_ID, U32.pack(number)))
+
+
+def set_route4(destination: IPNetwork, protocol: int, nexthop: int) -> bytes:
+    """An IPv4 route through a nexthop object, in the place of any other with metric 0."""
+    return _ROUTE4.pack(
+        44, RTM_NEWROUTE, _SET_FLAGS, 0, 0,
+        socket.AF_INET, destination.prefixlen, 0, 0,
+        RT_TABLE_MAIN, protocol, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0,
+        8, RTA_DST, destination.network_address.packed, 8, RTA_NH_ID, nexthop,
+    )  # fmt: skip
+
+
+def set_route6(destination: IPNetwork, protocol: int, index: int, via: IPAddress, *, onlink: bool) -> bytes:
+    """An IPv6 route in the place of any other with the default metric.
+
+    Its gateway stands inline. Nexthop objects serve to escape IPv4's fib_info hash, which ignores the
+    gateway, so that many routes through one device share one chain and cost O(n²); IPv6 has no such hash.
+    """
+    return _ROUTE6.pack(
+        76, RTM_NEWROUTE, _SET_FLAGS, 0, 0,
+        socket.AF_INET6, destination.prefixlen, 0, 0,
+        RT_TABLE_MAIN, protocol, RT_SCOPE_UNIVERSE, RTN_UNICAST, RTNH_F_ONLINK if onlink else 0,
+        20, RTA_DST, destination.network_address.packed, 8, RTA_OIF, index, 20, RTA_GATEWAY, via.packed,
+    )  # fmt: skip
+
+
+def delete_route(destination: IPNetwork, protocol: int, tos: int, metric: int) -> bytes:
+    """Delete the route to a destination, of whatever type and gateway, if it has this protocol and metric."""
+    body = RTMSG.pack(
+        AF[destination.version], destination.prefixlen, 0, tos,
+        RT_TABLE_MAIN, protocol, RT_SCOPE_NOWHERE, 0, 0,
+    ) + attribute(RTA_DST, destination.network_address.packed)  # fmt: skip
+    if metric:
+        body += attribute(RTA_PRIORITY, U32.pack(metric))
+    return message(RTM_DELROUTE, 0, body)

@@ -1,0 +1,47 @@
+"""One error hierarchy, by whose fault it is; foreign exceptions become these at the drivers' rim."""
+
+from __future__ import annotations
+
+
+class FlanneldError(Exception):
+    """Any failure we can explain. `str()` is one line for a person: what, the value, what to do."""
+
+
+class UsageError(FlanneldError):
+    """The command line or environment is wrong. Exit 2."""
+
+
+class HostError(FlanneldError):
+    """This host lacks something and a restart does not cure it. Exit 78."""
+
+
+class ConfigError(FlanneldError):
+    """The network config in the registry is invalid; the old one stays in force."""
+
+
+class RecordError(FlanneldError):
+    """One registry record cannot be used. It costs that record only."""
+
+
+class RegistryError(FlanneldError):
+    """etcd could not answer. Nothing may be concluded about what is stored there."""
+
+
+class Unreachable(RegistryError):
+    """No endpoint answered in time; the same call may succeed later."""
+
+
+class Refused(RegistryError):
+    """etcd answered, and will answer so again until an operator acts (TLS, password, permission)."""
+
+
+class Compacted(RegistryError):
+    """The revision to resume from is gone: list again."""
+
+
+class LeaseGone(RegistryError):
+    """The etcd lease a key was to be attached to has ended: grant a new one. Nothing was written."""
+
+
+class KernelError(FlanneldError):
+    """The kernel refused a request as a whole (not one row, which is an `Outcome`)."""

@@ -1,0 +1,54 @@
+"""The sd_notify(3) socket that daemons of a lab report to."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from flanneld_py.lab.workspace import Workspace
+
+_COLLECTOR = Path(__file__).with_name("notify_collector.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """One message of a daemon; `at` on the clock of time.monotonic()."""
+
+    at: float
+    fields: dict[str, str]
+
+
+class NotifySocket:
+    """One datagram socket for all daemons of a lab, read by a process of its own.
+
+    A unix datagram socket holds ten messages (net.unix.max_dgram_qlen); then its senders block or lose some.
+    Nobody who merely runs in a lab shall be held up by it, so it is emptied at once, whatever the lab does.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.path = workspace.directory / "notify.sock"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as receiver:
+            receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            receiver.bind(os.fspath(self.path))
+            self._collector = workspace.spawn(
+                "notify", [sys.executable, "-I", "-S", os.fspath(_COLLECTOR)], stdin=receiver.fileno()
+            )
+
+    @property
+    def pid(self) -> int:
+        """Of the process that reads it."""
+        return self._collector.pid
+
+    def received(self, pid: int) -> list[Notification]:
+        """What a process has sent so far."""
+        text = self._collector.stdout.read_text()
+        messages = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        return [Notification(at, _fields(message)) for at, sender, message in messages if sender == pid]
+
+
+def _fields(message: str) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in message.splitlines() if "=" in line)

@@ -1,0 +1,330 @@
+"""The values that flow between the parts.
+
+All are frozen and compared by value; addresses are `ipaddress` objects of either family, devices are
+names (only the kernel drivers know indexes). IPv6 is more rows in the same tables, not other tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
+from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
+
+IPAddress: TypeAlias = IPv4Address | IPv6Address
+IPNetwork: TypeAlias = IPv4Network | IPv6Network
+IPInterface: TypeAlias = IPv4Interface | IPv6Interface
+Family: TypeAlias = Literal[4, 6]
+FAMILIES: tuple[Family, Family] = (4, 6)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PerFamily(Generic[T]):
+    """One value for IPv4, one for IPv6; `None` where a family is not in use."""
+
+    v4: T | None = None
+    v6: T | None = None
+
+    def get(self, family: Family) -> T | None:
+        return self.v4 if family == 4 else self.v6
+
+    def items(self) -> Iterator[tuple[Family, T]]:
+        """The families in use with their values, IPv4 first."""
+        if self.v4 is not None:
+            yield 4, self.v4
+        if self.v6 is not None:
+            yield 6, self.v6
+
+    def values(self) -> tuple[T, ...]:
+        return tuple(value for _, value in self.items())
+
+
+Subnets: TypeAlias = PerFamily[IPNetwork]
+
+
+# --- registry -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SubnetRange:
+    """The Network of one family and the subnets that may be leased from it."""
+
+    network: IPNetwork
+    subnet_len: int
+    subnet_min: IPAddress
+    """Base of the first subnet handed out."""
+    subnet_max: IPAddress
+    """Base of the last subnet handed out (inclusive)."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """`P/config`, checked and with its defaults filled in."""
+
+    ranges: PerFamily[SubnetRange]
+    backend_type: str
+    """Lower case; a name that is no known backend is refused by whoever looks it up."""
+    backend_options: Mapping[str, Any]
+    """The other keys of `Backend`, lower-cased, values as JSON gave them."""
+    nftables: bool = False
+    unknown_keys: tuple[str, ...] = ()
+    """Top-level keys that mean nothing, as the user spelled them."""
+
+    @property
+    def networks(self) -> tuple[IPNetwork, ...]:
+        return tuple(r.network for r in self.ranges.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One key of etcd below the prefix, as read."""
+
+    key: str
+    """Relative to the prefix: `config`, `subnets/10.5.34.0-24`. Undecodable bytes are escaped."""
+    value: bytes
+    create_revision: int = 0
+    mod_revision: int = 0
+    etcd_lease: int = 0
+    """0: stored without an etcd lease, that is for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Everything below the prefix at one revision."""
+
+    revision: int
+    cluster_id: int
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One watch event: a put (`entry` set) or a delete (`entry` None)."""
+
+    key: str
+    entry: Entry | None
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """The events of one watch response; `revision` is where a later watch may resume after."""
+
+    revision: int
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A lease's value with its key: who holds which subnet and how to reach it."""
+
+    key: str
+    """Last part of the etcd key: `10.5.34.0-24`."""
+    subnets: Subnets
+    public_ips: PerFamily[IPAddress]
+    backend_type: str = ""
+    """Lower case; empty for udp and alloc."""
+    backend_data: PerFamily[Any] = field(default_factory=PerFamily)
+    """Decoded JSON of BackendData and BackendV6Data."""
+    vtep_macs: PerFamily[str] = field(default_factory=PerFamily)
+    """For vxlan: VtepMAC of each family in canonical form (`82:4b:b1:2c:8f:a1`)."""
+    node_id: str = ""
+    """Empty for a node that publishes none, such as Go flannel."""
+    create_revision: int = 0
+    mod_revision: int = 0
+    etcd_lease: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All records at one revision. Immutable; replaced as a whole."""
+
+    revision: int
+    cluster_id: int
+    records: Mapping[str, Record] = field(default_factory=dict)
+    bad: Mapping[str, str] = field(default_factory=dict)
+    """Key → why it was left out."""
+
+
+# --- host -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AddressFacts:
+    """One address on an interface, as the kernel lists it."""
+
+    address: IPInterface
+    scope: Literal["global", "link", "host", "site"] = "global"
+    deprecated: bool = False
+    permanent: bool = True
+    secondary: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LinkFacts:
+    """One interface of the host, as the kernel lists it."""
+
+    name: str
+    index: int
+    mtu: int
+    mac: str
+    up: bool
+    kind: str = ""
+    """`vxlan`, `veth`, `bridge`, … or empty for hardware and loopback."""
+    alias: str = ""
+    addresses: tuple[AddressFacts, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What the kernel says about this host, before any choice is made from it."""
+
+    links: tuple[LinkFacts, ...]
+    default_devices: PerFamily[str] = field(default_factory=PerFamily)
+    """Device of the first default route of the main table."""
+    ipv6: bool = True
+    """Whether the kernel has IPv6 at all (/proc/sys/net/ipv6 exists)."""
+
+
+@dataclass(frozen=True, slots=True)
+class External:
+    """The interface that carries the overlay's packets."""
+
+    name: str
+    mtu: int
+    addresses: PerFamily[IPAddress]
+    """Its own addresses, the tunnel's local end."""
+    public: PerFamily[IPAddress]
+    """The addresses published to the peers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """This host as the decisions see it."""
+
+    node_id: str
+    prefix: str
+    """The etcd prefix, which also marks what is ours."""
+    external: External
+    local_addresses: frozenset[IPAddress] = frozenset()
+    local_networks: tuple[IPNetwork, ...] = ()
+    """Prefixes of the host's own addresses: what a new subnet must not overlap."""
+    macs: Mapping[str, str] = field(default_factory=dict)
+    """Device → MAC of the links that are there."""
+    ipv6: bool = True
+    """Whether the kernel has IPv6 at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnLease:
+    """The lease this host holds."""
+
+    record: Record
+    ttl: int
+    """Seconds granted; 0 for a reservation, which never ends."""
+
+
+# --- desired and actual ---------------------------------------------------------------------------
+
+ROUTE_PROTOCOL = 96
+"""rtm_protocol of every route and nexthop object of ours; 96 is not assigned in linux/rtnetlink.h."""
+
+
+@dataclass(frozen=True, slots=True)
+class VxlanLink:
+    """A vxlan device, in the terms of linux/if_link.h IFLA_VXLAN_*."""
+
+    vni: int
+    port: int
+    dev: str
+    """The underlying device."""
+    local: IPAddress
+    mtu: int
+    mac: str
+    alias: str
+    learning: bool = False
+    gbp: bool = False
+    up: bool = True
+
+
+Link: TypeAlias = VxlanLink
+
+
+class NextHop(NamedTuple):
+    """Where a route leads. A nexthop object of the kernel for IPv4, inline in the route for IPv6."""
+
+    dev: str
+    via: IPAddress
+    onlink: bool
+
+
+class Route(NamedTuple):
+    """The value of a route to one subnet in table main at metric 0."""
+
+    nexthop: NextHop
+    protocol: int = ROUTE_PROTOCOL
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Kernel objects and files: what we want, or what is there. Each table has one driver."""
+
+    links: Mapping[str, Link] = field(default_factory=dict)
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    """Path below /proc/sys → value: `net/ipv6/conf/flannel.1/accept_ra` → `0`."""
+    addrs: Mapping[tuple[str, IPInterface], bool] = field(default_factory=dict)
+    """(device, address) → True: present."""
+    fdb: Mapping[tuple[str, str], IPAddress] = field(default_factory=dict)
+    """(device, VTEP MAC) → underlay address."""
+    neighs: Mapping[tuple[str, IPAddress], str] = field(default_factory=dict)
+    """(device, address) → MAC, permanent."""
+    nexthops: Mapping[NextHop, bool] = field(default_factory=dict)
+    routes: Mapping[IPNetwork, Route] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Path → text."""
+
+    def table(self, name: Table) -> Mapping[Any, Any]:
+        table: Mapping[Any, Any] = getattr(self, name)
+        return table
+
+
+Table: TypeAlias = Literal["links", "sysctls", "addrs", "fdb", "neighs", "nexthops", "routes", "files"]
+Verb: TypeAlias = Literal["set", "del"]
+
+
+class Op(NamedTuple):
+    """One step of a plan."""
+
+    verb: Verb
+    table: Table
+    key: Any
+    value: Any = None
+    """For `set`: the row as it shall be."""
+
+
+class Outcome(NamedTuple):
+    """What became of one op; "already so" is success."""
+
+    op: Op
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What `observe` may take for ours."""
+
+    prefix: str
+    networks: tuple[IPNetwork, ...]
+    """The Networks of the config, of the old subnet.env and of the state file."""
+    adoptable: Mapping[IPNetwork, frozenset[IPAddress]] = field(default_factory=dict)
+    """Subnet of a known record → gateways under which Go flannel would have left its route."""
+    sysctls: frozenset[str] = frozenset()
+    files: frozenset[str] = frozenset()

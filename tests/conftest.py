@@ -1,0 +1,70 @@
+"""For all tests: the cheap ones come first, and a test that could not run is never passed over in silence."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from flanneld_py.lab.requirements import obstacle
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--no-skips",
+        action="store_true",
+        default=os.environ.get("CI") == "true",
+        help="a skipped test is a failure (the default where CI=true)",
+    )
+
+
+@functools.cache
+def netns_obstacle() -> str | None:
+    """Why tests marked netns cannot run here, or None."""
+    return obstacle(commands=["nft", "strace", "tcpdump", "iperf3"], links=["vxlan id 1 dstport 0"])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("netns") is not None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("netns") is not None and (reason := netns_obstacle()) is not None:
+        pytest.skip(reason)
+
+
+def _fail_if_skipped(config: pytest.Config, report: pytest.TestReport | pytest.CollectReport) -> None:
+    if config.getoption("no_skips") and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"did not run, and with --no-skips or CI=true every test must: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _fail_if_skipped(item.config, report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _fail_if_skipped(collector.config, report)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = len(terminalreporter.getreports("skipped"))
+    if skipped:
+        terminalreporter.section(f"NOT RUN: {skipped} (reasons below)", sep="!", yellow=True, bold=True)
+        terminalreporter.line("What was not run is not known to work. Everything, as root: make test")

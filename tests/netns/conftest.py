@@ -1,0 +1,71 @@
+"""For tests with real hosts: every test here is marked netns and gets a lab of its own at no cost."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from flanneld_py.lab import EtcdServer, Lab, wait_for
+from flanneld_py.lab.requirements import obstacle
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+_HERE = Path(__file__).parent
+_prefixes = (f"/test/{number}/network" for number in itertools.count(1))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(_HERE):
+            item.add_marker(pytest.mark.netns)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the daemons' logs and status with a failure."""
+    report = yield
+    if report.failed:
+        arguments: dict[str, object] = getattr(item, "funcargs", {})
+        for lab in arguments.values():
+            if isinstance(lab, Lab):
+                report.sections.extend(lab.report())
+    return report
+
+
+@pytest.fixture(scope="session")
+def session_lab() -> Iterator[Lab]:
+    """The underlay and the etcd that all tests share, one after the other."""
+    if (reason := obstacle(("nft", "strace", "tcpdump", "iperf3"), ("vxlan id 1 dstport 0",))) is not None:
+        pytest.skip(reason)
+    with Lab() as lab:
+        yield lab
+
+
+@pytest.fixture
+def lab(session_lab: Lab) -> Iterator[Lab]:
+    """No hosts, a running etcd and a prefix in it that nobody has used.
+
+    Afterwards hosts and probes are removed and whatever then still runs fails the test.
+    """
+    session_lab.clear(next(_prefixes))
+    yield session_lab
+    session_lab.clear()
+    wait_for(session_lab.leftovers, 2, "nothing to be left over", lambda left: not left)
+
+
+@pytest.fixture
+def etcd(lab: Lab) -> EtcdServer:
+    """The lab's etcd, for tests that need no hosts."""
+    return lab.etcd
+
+
+@pytest.fixture
+def fresh_lab(session_lab: Lab) -> Iterator[Lab]:  # noqa: ARG001 - it knows whether there can be a lab
+    """A lab with an etcd of its own, for tests that change what others would meet: users, members, quota."""
+    with Lab() as lab:
+        yield lab
+    assert not lab.workspace.directory.exists()

@@ -1,0 +1,255 @@
+"""What a monitor hears of changes in a real kernel, and what it must not wake for."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network, ip_address, ip_interface, ip_network
+from typing import TYPE_CHECKING
+
+import pytest
+
+from flanneld_py.core.ownership import link_alias
+from flanneld_py.drivers.kernel import KernelLinks
+from flanneld_py.drivers.monitor import Heard, Monitor
+from flanneld_py.drivers.rtnetlink import RtnetlinkTables
+from flanneld_py.model import IPAddress, NextHop, Op, Route, VxlanLink
+from tests.netns import inside
+from tests.netns.inside import Namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flanneld_py.model import Table
+    from tests.netns.inside import Agent
+
+PREFIX = "/coreos.com/network"
+NETWORKS = (ip_network("10.5.0.0/16"), ip_network("fd00:5::/32"))
+DEV = "flannel.1"
+MAC = "02:00:00:00:00:03"
+FDB: dict[tuple[str, str], IPAddress] = {(DEV, MAC): IPv4Address("192.0.2.3")}
+SOON = 5.0
+"""Seconds within which what was done before must be heard."""
+QUIET = 0.1
+"""Seconds to listen when nothing is expected: the kernel notifies while it carries out a change."""
+
+
+@pytest.fixture
+def net() -> Iterator[Namespace]:
+    """An underlay u0, the vxlan device of ours, and one peer's rows for both families."""
+    with Namespace() as namespace:
+        # No link-local addresses, of which the kernel would speak by itself when it has tested them.
+        namespace.run("sysctl", "-qw", "net.ipv6.conf.default.addr_gen_mode=1")
+        namespace.ip(
+            "link add u0 type veth peer name u1",
+            "link set u1 up",
+            "addr add 192.0.2.1/24 dev u0",
+            "addr add fd99::1/64 dev u0 nodad",
+            "link set u0 up",
+            f"link add {DEV} type vxlan id 1 dstport 8472 dev u0 local 192.0.2.1 nolearning",
+            f"link set {DEV} alias {link_alias(PREFIX)} up",
+            f"addr add 10.5.34.0/32 dev {DEV}",
+            f"neigh add 10.5.3.0 dev {DEV} lladdr {MAC} nud permanent",
+            f"neigh add fd00:5:3:: dev {DEV} lladdr {MAC} nud permanent",
+            f"nexthop add id 3000000001 via 10.5.3.0 dev {DEV} onlink proto 96",
+            "route add 10.5.3.0/24 nhid 3000000001 proto 96",
+            f"route add fd00:5:3::/64 via fd00:5:3:: dev {DEV} onlink proto 96",
+        )
+        namespace.run("bridge", "fdb", "add", MAC, "dev", DEV, "dst", "192.0.2.3", "self", "permanent")
+        while {row["operstate"] for row in namespace.show("link", "show", "type", "veth")} != {"UP"}:
+            pass  # the kernel tells of the carrier a little later
+        yield namespace
+
+
+@pytest.fixture
+def agent(net: Namespace) -> Agent:
+    return net.agent()
+
+
+@pytest.fixture
+def monitor(agent: Agent) -> Monitor:
+    made = agent.make(Monitor)
+    made.follow([DEV], NETWORKS, FDB)
+    return made
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "neigh del 10.5.3.0 dev flannel.1",
+        "neigh replace 10.5.3.0 dev flannel.1 lladdr 02:00:00:00:00:99 nud permanent",
+        "neigh replace 10.5.3.0 dev flannel.1 lladdr 02:00:00:00:00:03 nud reachable",
+        "neigh del fd00:5:3:: dev flannel.1",
+        "neigh flush dev flannel.1 nud permanent",
+        "neigh add 10.5.9.0 dev flannel.1 lladdr 02:00:00:00:00:09 nud permanent",
+        "route del 10.5.3.0/24",
+        "route replace 10.5.3.0/24 via 192.0.2.9",
+        "route del fd00:5:3::/64",
+        "route replace fd00:5:3::/64 via fd99::9",
+        "route add 10.5.9.0/24 via 192.0.2.9 proto 96",
+        "-6 route flush proto 96",
+        "nexthop del id 3000000001",
+        "nexthop flush proto 96",
+        "bridge fdb del 02:00:00:00:00:03 dev flannel.1 self",
+        "bridge fdb replace 02:00:00:00:00:03 dev flannel.1 self permanent dst 192.0.2.9",
+        "bridge fdb replace 02:00:00:00:00:09 dev flannel.1 self permanent dst 192.0.2.9",
+    ],
+)
+def test_a_touched_row_of_ours_is_heard(net: Namespace, monitor: Monitor, line: str) -> None:
+    net.run(*line.split()) if line.startswith("bridge") else net.ip(line)
+    heard = monitor.wait(SOON)
+    assert heard is not None
+    assert heard == Heard(ours=True)
+    assert monitor.wait(0) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("link set flannel.1 down", DEV),
+        ("link set flannel.1 mtu 1300", DEV),
+        ("link set flannel.1 address 02:00:00:00:00:77", DEV),
+        ("link set flannel.1 type vxlan learning", DEV),
+        ("link set flannel.1 alias other", DEV),
+        ("link del flannel.1", DEV),
+        ("addr del 10.5.34.0/32 dev flannel.1", DEV),
+        ("link set u0 down", "u0"),
+        ("link set u0 mtu 9000", "u0"),
+        ("link set u1 down", "u0"),
+        ("addr add 192.0.2.99/24 dev u0", "u0"),
+        ("addr del fd99::1/64 dev u0", "u0"),
+        ("link add v0 type veth peer name v1", "v0"),
+    ],
+)
+def test_a_changed_link_or_address_is_heard(net: Namespace, monitor: Monitor, line: str, name: str) -> None:
+    net.ip(line)
+    heard = monitor.wait(SOON)
+    assert heard is not None
+    assert name in heard.links
+    assert heard.host
+    assert not heard.overflow
+
+
+@pytest.mark.parametrize("line", ["default via 192.0.2.9", "default via fd99::9"])
+def test_a_default_route_is_heard_as_a_fact_of_the_host(net: Namespace, monitor: Monitor, line: str) -> None:
+    for verb in ("add", "del"):
+        net.ip(f"route {verb} {line}")
+        assert monitor.wait(SOON) == Heard(host=True)
+
+
+def test_what_others_do_elsewhere_wakes_nobody(net: Namespace, monitor: Monitor) -> None:
+    net.ip(
+        "neigh add 192.0.2.50 dev u0 lladdr 02:00:00:00:00:50 nud permanent",
+        "neigh add 192.0.2.51 dev u0 lladdr 02:00:00:00:00:51 nud stale",
+        "neigh del 192.0.2.50 dev u0",
+        "neigh flush dev u0",
+        "route add 10.9.0.0/16 via 192.0.2.9",
+        "route replace 10.9.0.0/16 via 192.0.2.10",
+        "route add 10.5.77.0/24 via 192.0.2.9",
+        "route add 10.9.1.0/24 via 192.0.2.9 proto 96",
+        "route add default via 192.0.2.9 table 7",
+        "route add fd77::/64 via fd99::9",
+        "nexthop add id 7 via 192.0.2.9 dev u0",
+        "nexthop del id 7",
+    )
+    net.run("bridge", "fdb", "add", "02:00:00:00:00:50", "dev", "u0", "self")
+    assert monitor.wait(QUIET) is None
+
+
+def test_the_kernel_resolving_addresses_wakes_nobody(net: Namespace, monitor: Monitor) -> None:
+    net.ip(
+        f"neigh add 10.5.7.0 dev {DEV} nud incomplete",
+        f"neigh replace 10.5.7.0 dev {DEV} nud failed",
+    )
+    net.run("bridge", "fdb", "add", "02:00:00:00:00:07", "dev", DEV, "dst", "192.0.2.7", "self", "dynamic")
+    assert monitor.wait(QUIET) is None
+
+
+def test_own_writes_wake_nobody(agent: Agent) -> None:
+    tables, links = agent.make(RtnetlinkTables, PREFIX), agent.make(KernelLinks, PREFIX)
+    monitor = agent.make(Monitor, {*tables.port_ids, *links.port_ids})
+    mac, base, base6 = "02:00:00:00:00:08", ip_address("10.5.8.0"), ip_address("fd00:5:8::")
+    hop = NextHop(DEV, base, onlink=True)
+    rows: list[tuple[Table, object, object]] = [
+        ("fdb", (DEV, mac), IPv4Address("192.0.2.8")),
+        ("neighs", (DEV, base), mac),
+        ("neighs", (DEV, base6), mac),
+        ("nexthops", hop, True),
+        ("routes", ip_network("10.5.8.0/24"), Route(hop)),
+        ("routes", ip_network("fd00:5:8::/64"), Route(NextHop(DEV, base6, onlink=True))),
+    ]
+    monitor.follow([DEV], NETWORKS, FDB | {(DEV, mac): IPv4Address("192.0.2.8")})
+    for table, key, value in rows:
+        assert tables.apply([Op("set", table, key, value)])[0].error is None
+    address = Op("set", "addrs", (DEV, ip_interface("10.5.35.0/32")), True)
+    assert links.apply([address])[0].error is None
+    assert monitor.wait(QUIET) is None
+    monitor.follow([DEV], NETWORKS, FDB)
+    for table, key, _ in reversed(rows):
+        assert tables.apply([Op("del", table, key)])[0].error is None
+    assert monitor.wait(QUIET) is None
+    # Of links and IPv6 addresses the kernel does not say who changed them.
+    address = Op("set", "addrs", (DEV, ip_interface("fd00:5:34::/128")), True)
+    assert links.apply([address])[0].error is None
+    assert monitor.wait(SOON) == Heard(links=frozenset({DEV}), host=True)
+
+
+def test_a_device_made_later_is_followed(net: Namespace, agent: Agent, monitor: Monitor) -> None:
+    monitor.follow([DEV, "flannel-v6.1"], NETWORKS)
+    links = agent.make(KernelLinks, PREFIX)
+    wanted = VxlanLink(1, 8472, "u0", ip_address("fd99::1"), 1430, MAC, link_alias(PREFIX))
+    assert links.apply([Op("set", "links", "flannel-v6.1", wanted)])[0].error is None
+    heard = monitor.wait(SOON)
+    assert heard is not None
+    assert "flannel-v6.1" in heard.links
+    net.ip(f"neigh add fd00:5:9:: dev flannel-v6.1 lladdr {MAC} nud permanent")
+    heard = monitor.wait(SOON)
+    assert heard is not None
+    assert heard.ours
+
+
+def test_a_burst_is_one_wakeup_and_cheap(net: Namespace, agent: Agent) -> None:
+    tables, monitor = agent.make(RtnetlinkTables, PREFIX), agent.make(Monitor)
+    monitor.follow([DEV], NETWORKS)
+    ops = [Op("set", "neighs", (DEV, IPv4Address(0x0A050000 + n)), MAC) for n in range(10_000)]
+    assert all(outcome.error is None for outcome in tables.apply(ops))
+    assert monitor.wait(SOON) == Heard(ours=True)
+    assert agent.user_seconds < 0.5
+    assert monitor.wait(0) is None
+    net.ip("neigh add 192.0.2.50 dev u0 lladdr 02:00:00:00:00:50 nud permanent")
+    assert monitor.wait(QUIET) is None
+
+
+def test_an_overflow_is_told_and_got_over(net: Namespace, agent: Agent) -> None:
+    tables, monitor = agent.make(RtnetlinkTables, PREFIX), agent.make(Monitor)
+    monitor.follow([DEV], NETWORKS)
+    subnets = list(IPv4Network("10.5.0.0/16").subnets(new_prefix=30))
+    hop = NextHop(DEV, ip_address("10.5.3.0"), onlink=True)
+    assert tables.apply([Op("set", "nexthops", hop, True)])[0].error is None
+    for verb in ("set", "del", "set", "del"):
+        tables.apply([Op("set" if verb == "set" else "del", "routes", s, Route(hop)) for s in subnets])
+    heard = monitor.wait(SOON)
+    assert heard is not None
+    assert heard.overflow
+    assert monitor.wait(0) is None
+    net.ip("link set u0 mtu 1400")
+    heard = monitor.wait(SOON)
+    assert heard is not None
+    assert "u0" in heard.links
+    assert not heard.overflow
+
+
+@pytest.mark.parametrize("action", ["interrupt", "close"])
+def test_a_wait_can_be_ended_from_another_thread(agent: Agent, monitor: Monitor, action: str) -> None:
+    heard, seconds = agent.call(inside.after, 0.05, monitor, action)
+    assert heard is None
+    assert seconds < SOON
+
+
+def test_an_interrupt_is_not_lost_and_a_closed_monitor_stays_quiet(monitor: Monitor) -> None:
+    monitor.interrupt()
+    monitor.interrupt()
+    assert monitor.wait(60) is None
+    assert monitor.wait(0.01) is None
+    monitor.close()
+    monitor.close()
+    monitor.interrupt()
+    assert monitor.wait(60) is None

@@ -1,0 +1,198 @@
+"""A daemon killed and started again: nobody notices, and only what has changed is written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.netns.kernel_writes import STRACE, Trace, kernel_writes
+from tests.netns.oracle import differences, own_key, wait_in_order
+from tests.netns.peers import Peer, change_peers, make_peers
+from tests.netns.scenes import BACKENDS, overlay
+
+from flanneld_py.lab import wait_for
+
+if TYPE_CHECKING:
+    from flanneld_py.lab import Daemon, Host, Lab
+
+PINGS = 1000
+"""Spread over 5 s, which a restart must fit into."""
+
+
+def revision(lab: Lab) -> int:
+    """Of etcd's whole store: any write by anybody makes it grow."""
+    header: dict[str, int] = lab.etcd.ctl_json("get", lab.etcd.prefix)["header"]
+    return header["revision"]
+
+
+def wait_in_sync(daemon: Daemon) -> None:
+    daemon.wait_ready()
+    wait_for(lambda: daemon.status()["state"], 5, "the daemon to be in sync", lambda state: state == "in sync")
+
+
+def stop_and_read_trace(daemon: Daemon) -> Trace:
+    assert daemon.terminate() == 0
+    trace = kernel_writes(daemon.trace)
+    assert trace.reads > 0, "strace saw nothing"
+    return trace
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """What another program has set up on the host, right beside what is ours."""
+
+    host: Host
+
+    def __post_init__(self) -> None:
+        self.host.ip_batch(
+            [
+                "route add 10.77.0.0/24 via 192.0.2.254 dev eth0 proto static",
+                "route add 10.5.254.0/24 via 192.0.2.254 dev eth0 proto static",
+                "route add 10.5.255.0/24 via 192.0.2.254 dev eth0 proto boot",
+                "nexthop add id 77 via 192.0.2.254 dev eth0 proto static",
+                "route add 10.78.0.0/24 nhid 77 proto 97",
+                "link add vxlan77 address 02:00:77:00:00:01 type vxlan id 77 dstport 4789 local "
+                f"{self.host.address} dev eth0 nolearning",
+                "address add 10.77.1.0/32 dev vxlan77",
+                "link set vxlan77 up",
+                "neigh add 10.77.2.0 lladdr 02:00:77:00:00:02 dev vxlan77 nud permanent",
+                "neigh add 10.5.253.0 lladdr 02:00:77:00:00:03 dev vxlan77 nud permanent",
+                "route add 10.77.2.0/24 via 10.77.2.0 dev vxlan77 onlink",
+            ]
+        )
+        for mac in ("02:00:77:00:00:02", "02:00:77:00:00:03"):
+            self.host.run(["bridge", "fdb", "append", mac, "dev", "vxlan77", "dst", "192.0.2.254"])
+
+    def text(self) -> str:
+        """All of it, as iproute2 prints it."""
+        shown = (
+            "ip -details link show dev vxlan77",
+            "ip address show dev vxlan77",
+            "ip neigh show dev vxlan77",
+            "bridge fdb show dev vxlan77",
+            "ip route show dev vxlan77",
+            "ip route show proto static",
+            "ip route show proto boot",
+            "ip route show proto 97",
+            "ip nexthop show id 77",
+        )
+        return "".join(self.host.run(command.split()) for command in shown)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_with_nothing_changed_nothing_is_written_and_nothing_lost(lab: Lab, backend: str) -> None:
+    alpha, beta = overlay(lab, backend, "alpha", "beta")
+    foreign = Foreign(alpha)
+    before, stored, env = foreign.text(), revision(lab), alpha.subnet_file.read_bytes()
+    ping = alpha.pod.start_ping(beta.pod.address)
+    wait_for(ping.answered, 5, "the first answers", lambda count: count >= 100)
+
+    alpha.daemon.kill()
+    daemon = alpha.start_daemon(strace=STRACE)
+    wait_in_sync(daemon)
+    wait_for(ping.sent, 15, f"{PINGS} pings", lambda count: count >= PINGS)
+    loss = ping.stop()
+
+    assert loss.sent >= PINGS
+    assert loss.lost == ()
+    assert daemon.status()["drift"]["ops"] == {"set": 0, "del": 0}
+    assert revision(lab) == stored
+    assert stop_and_read_trace(daemon).writes == []
+    assert foreign.text() == before
+    assert alpha.subnet_file.read_bytes() == env
+
+
+@dataclass(frozen=True, slots=True)
+class Upheaval:
+    """What happens in etcd while the daemon is dead."""
+
+    backend: str
+    steady: list[Peer]
+    gone: list[Peer]
+    moved: Peer
+    """As it was; then it has another MAC or, where there are none, another address."""
+    joined: list[Peer]
+
+    @property
+    def moved_to(self) -> Peer:
+        if self.backend == "vxlan":
+            return replace(self.moved, mac="02:00:05:00:00:99")
+        return replace(self.moved, public="192.0.2.199")
+
+    def expected_writes(self, nexthops: dict[str, int]) -> Counter[str]:
+        """`nexthops`: gateway → id, as it was before."""
+        lines: list[str] = []
+        for peer in self.gone:
+            lines += [f"del route {peer.subnet}", f"del nexthop {nexthops[self.gateway(peer)]}"]
+        for peer in self.joined:
+            lines += [f"set route {peer.subnet}", f"set nexthop {self.gateway(peer)}"]
+        if self.backend == "vxlan":
+            for verb, peers in (("set", (*self.joined, self.moved_to)), ("del", self.gone)):
+                for peer in peers:
+                    lines += [f"{verb} neigh {peer.base}", f"{verb} fdb {peer.mac}"]
+            lines.append(f"del fdb {self.moved.mac}")
+        else:
+            lines += [f"set nexthop {self.moved_to.public}", f"set route {self.moved.subnet}"]
+            lines.append(f"del nexthop {nexthops[self.moved.public]}")
+        return Counter(lines)
+
+    def gateway(self, peer: Peer) -> str:
+        return peer.base if self.backend == "vxlan" else peer.public
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_with_peers_changed_only_their_rows_are_written(lab: Lab, backend: str) -> None:
+    alpha, beta = overlay(lab, backend, "alpha", "beta")
+    peers = make_peers(lab.etcd, 8)
+    upheaval = Upheaval(backend, peers[:2], peers[2:5], peers[5], peers[6:])
+    change_peers(lab.etcd, backend, put=peers[:6])
+    wait_in_order(alpha, backend)
+    foreign = Foreign(alpha)
+    before, foreign_rows, own = foreign.text(), differences(alpha, backend), own_key(alpha)
+    nexthops = {hop["gateway"]: hop["id"] for hop in alpha.ip("nexthop", "show")}
+    ping = alpha.pod.start_ping(beta.pod.address)
+    wait_for(ping.answered, 5, "the first answers", lambda count: count >= 20)
+
+    alpha.daemon.kill()
+    change_peers(lab.etcd, backend, put=[upheaval.moved_to, *upheaval.joined], gone=upheaval.gone)
+    assert differences(alpha, backend) != foreign_rows
+    daemon = alpha.start_daemon(strace=STRACE)
+    wait_in_sync(daemon)
+    loss = ping.stop()
+
+    assert differences(alpha, backend) == foreign_rows
+    assert loss.lost == ()
+    expected = upheaval.expected_writes(nexthops)
+    ops = {"set": 0, "del": 0}
+    for line, count in expected.items():
+        ops[line.split()[0]] += count
+    assert daemon.status()["drift"]["ops"] == ops
+    assert Counter(stop_and_read_trace(daemon).lines) == expected
+    assert foreign.text() == before
+    assert own_key(alpha) == own
+
+
+def test_the_count_of_kernel_writes_misses_none(lab: Lab) -> None:
+    alpha = lab.add_host("alpha")
+    commands = {
+        "ip address add 10.9.0.1/32 dev lo": "set address 10.9.0.1/32",
+        "ip route add 10.9.1.0/24 via 192.0.2.254": "set route 10.9.1.0/24",
+        "ip route show": None,
+        "ip -6 route add 2001:db8:9::/48 via 2001:db8::fe": "set route 2001:db8:9::/48",
+        "ip route delete 10.9.1.0/24": "del route 10.9.1.0/24",
+        "ip route delete 10.9.2.0/24 2>/dev/null": "del route 10.9.2.0/24",  # there is none
+        "ip neigh add 192.0.2.77 lladdr 02:00:00:00:00:77 dev eth0": "set neigh 192.0.2.77",
+        "ip nexthop add id 7 via 192.0.2.254 dev eth0": "set nexthop 192.0.2.254",
+        "ip nexthop delete id 7": "del nexthop 7",
+        "bridge link show": None,
+        "echo 0 >/proc/sys/net/ipv4/conf/all/log_martians": "open /proc/sys/net/ipv4/conf/all/log_martians",
+        "cat /proc/sys/net/ipv4/ip_forward": None,
+    }
+    path = alpha.directory / "commands.strace"
+    alpha.run(["strace", "-f", "-o", str(path), *STRACE, "--", "sh", "-c", "; ".join(commands)])
+    trace = kernel_writes(path)
+    assert trace.lines == [line for line in commands.values() if line]
+    assert len({write.datagram for write in trace.writes}) == len(trace.writes)
+    assert trace.reads >= 2

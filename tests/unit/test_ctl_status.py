@@ -1,0 +1,299 @@
+"""flannelctl status and plan, against the daemon's own control socket and status."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from flanneld_py.cli.ctl import control as ctl_control
+from flanneld_py.cli.ctl.control import NoAnswer, ask, read_status_file
+from flanneld_py.cli.ctl.main import command
+from flanneld_py.cli.ctl.status import KEYS, SHOWN, Told, render
+from flanneld_py.daemon.control import Control
+from flanneld_py.daemon.inbox import Levels
+from flanneld_py.daemon.status import Process, compose
+from flanneld_py.errors import FlanneldError, KernelError
+
+NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
+MINUTE_AGO = "2026-01-02T11:59:00.000Z"
+WELL: dict[str, Any] = {
+    "version": "0.1.0",
+    "pid": 4711,
+    "state": "in sync",
+    "ready": True,
+    "prefix": "/coreos.com/network",
+    "node_id": "0123456789abcdef0123456789abcdef",
+    "backend": "vxlan",
+    "networks": ["10.5.0.0/16"],
+    "subnets": ["10.5.34.0/24"],
+    "mtu": 1450,
+    "external": {"name": "eth0", "mtu": 1500, "addresses": ["192.0.2.1"], "public": ["192.0.2.1"]},
+    "lease": {"state": "held", "key": "10.5.34.0-24", "ttl": 86400, "etcd_lease": "1a", "reason": None},
+    "registry": {
+        "state": "in sync",
+        "endpoint": "http://192.0.2.9:2379",
+        "revision": 17,
+        "since": MINUTE_AGO,
+        "error": None,
+    },
+    "peers": {"count": 3, "bad": {}},
+    "drift": {"repaired": {}, "ops": {"set": 9, "del": 0}, "failed": []},
+    "problems": [],
+}
+PROBLEM = {
+    "code": "config-missing",
+    "reason": "no network config",
+    "fix": "etcdctl put …",
+    "since": MINUTE_AGO,
+}
+
+
+def changed(**parts: Any) -> dict[str, Any]:
+    return {**deepcopy(WELL), **parts}
+
+
+def shown(status: dict[str, Any]) -> str:
+    return click.unstyle(render(Told(status, "daemon"), NOW))
+
+
+@contextmanager
+def daemon(directory: Path, **answers: Callable[[], Any]) -> Iterator[Path]:
+    """The daemon's own server, for a subnet file in `directory`."""
+    path = directory / "flanneld-py.sock"
+    control = Control(path, answers)
+    thread = threading.Thread(target=control.run)
+    thread.start()
+    try:
+        yield path
+    finally:
+        control.stop()
+        thread.join(5)
+        assert not thread.is_alive()
+
+
+def flannelctl(directory: Path, *args: str) -> Result:
+    arguments = [f"--subnet-file={directory}/subnet.env", *args]
+    return CliRunner().invoke(
+        command, arguments, standalone_mode=False, env={"FLANNELD_ENV_FILE": os.devnull, "NO_COLOR": None}
+    )
+
+
+def code(result: Result) -> Any:
+    assert result.exception is None, result.exception
+    return result.return_value
+
+
+# --- the view -------------------------------------------------------------------------------------
+
+
+def test_all_on_one_screen() -> None:
+    assert shown(WELL).splitlines() == [
+        "flanneld-py 0.1.0: in sync, ready (pid 4711, prefix /coreos.com/network, "
+        "node 0123456789abcdef0123456789abcdef)",
+        "",
+        "  backend    vxlan in 10.5.0.0/16",
+        "  subnet     10.5.34.0/24, MTU 1450",
+        "  interface  eth0 192.0.2.1, MTU 1500",
+        "  lease      held 10.5.34.0-24, TTL 1 d",
+        "  registry   in sync for 1 min, http://192.0.2.9:2379, revision 17",
+        "  peers      3",
+        "  drift      repaired since the start: nothing",
+    ]
+
+
+def test_problems_with_reason_and_fix() -> None:
+    assert shown(changed(problems=[PROBLEM])).endswith(
+        "\n\nconfig-missing (for 1 min): no network config\n  fix: etcdctl put …"
+    )
+    assert "fix:" not in shown(changed(problems=[{**PROBLEM, "fix": ""}]))
+
+
+def test_drift_and_failures() -> None:
+    failed = [{"op": f"set route 10.5.{n}.0/24", "error": "Network is unreachable"} for n in range(SHOWN + 2)]
+    text = shown(changed(drift={"repaired": {"routes": 2, "fdb": 1}, "ops": {}, "failed": failed}))
+    assert "repaired since the start: 2 route rows, 1 fdb entry row; 7 ops failing:" in text
+    assert "set route 10.5.0.0/24: Network is unreachable" in text
+    assert f"set route 10.5.{SHOWN}.0/24" not in text
+    assert "and 2 more (--json lists all)" in text
+
+
+def test_left_out_records() -> None:
+    text = shown(changed(peers={"count": 3, "bad": {"10.5.9.0-24": "PublicIP is missing"}}))
+    assert "3, 1 record left out:" in text
+    assert "10.5.9.0-24  PublicIP is missing" in text
+
+
+def test_a_published_address_that_is_not_the_interfaces() -> None:
+    external = {**WELL["external"], "public": ["203.0.113.5"]}
+    assert "192.0.2.1, MTU 1500, published as 203.0.113.5" in shown(changed(external=external))
+
+
+def test_before_anything_is_known() -> None:
+    status = compose(Levels(), Process(1, "/p", "n"))
+    assert status.keys() == KEYS, "the keys that are relied on are those that the daemon gives"
+    text = shown(status)
+    assert "starting, not ready" in text
+    assert "none: no valid network config yet" in text
+
+
+def test_what_strangers_wrote_cannot_steer_the_terminal() -> None:
+    evil = "\x1b]0;title\x07\n\r\u202e"
+    status = changed(
+        peers={"count": 0, "bad": {evil: evil}},
+        drift={"repaired": {}, "ops": {}, "failed": [{"op": evil, "error": evil}]},
+        problems=[{"code": evil, "reason": evil, "fix": evil, "since": evil}],
+        state=evil,
+        node_id=evil,
+    )
+    text = shown(status)
+    assert not set(text) & set("\x1b\x07\r\u202e")
+    rows = len(shown(WELL).splitlines())
+    assert len(text.splitlines()) == rows + len(("bad record", "failed op", "blank", "problem", "fix"))
+
+
+def test_the_file_of_a_dead_daemon_is_called_so() -> None:
+    written = datetime(2026, 1, 2, 11, 59, 30, tzinfo=UTC)
+    lines = click.unstyle(
+        render(Told(WELL, "file", "/run/x.sock: Connection refused", written), NOW)
+    ).splitlines()
+    assert lines[:2] == [
+        "No daemon answers on /run/x.sock: Connection refused.",
+        "What follows is what it wrote 30 s ago.",
+    ]
+    assert "  registry   in sync for 30 s, http://192.0.2.9:2379, revision 17" in lines
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_status_from_the_daemon(tmp_path: Path) -> None:
+    with daemon(tmp_path, status=lambda: WELL):
+        result = flannelctl(tmp_path, "status", "--json")
+        assert code(result) == 0
+        assert json.loads(result.stdout) == {**WELL, "source": "daemon"}
+        text = flannelctl(tmp_path, "status")
+        assert code(text) == 0
+        assert "vxlan in 10.5.0.0/16" in text.stdout
+
+
+@pytest.mark.parametrize("parts", [{"problems": [PROBLEM]}, {"ready": False}])
+def test_exit_1_when_not_well(tmp_path: Path, parts: dict[str, Any]) -> None:
+    with daemon(tmp_path, status=lambda: changed(**parts)):
+        assert code(flannelctl(tmp_path, "status")) == 1
+
+
+def test_status_from_the_file(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text(json.dumps(WELL))
+    result = flannelctl(tmp_path, "status", "--json")
+    assert code(result) == 1, "no daemon runs"
+    assert json.loads(result.stdout) == {**WELL, "source": "file"}
+    assert "No daemon answers on" in flannelctl(tmp_path, "status").stdout
+
+
+def test_status_from_nowhere(tmp_path: Path) -> None:
+    result = flannelctl(tmp_path, "status")
+    assert isinstance(result.exception, FlanneldError)
+    assert str(result.exception).startswith(
+        f"no daemon has run here: {tmp_path}/flanneld-py.sock: No such file"
+    )
+
+
+def test_a_status_of_another_version_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text('{"version": "9"}')
+    result = flannelctl(tmp_path, "status")
+    assert isinstance(result.exception, FlanneldError)
+    assert "not the status of this version" in str(result.exception)
+
+
+def test_colours_unless_unwanted(tmp_path: Path) -> None:
+    with daemon(tmp_path, status=lambda: WELL):
+        arguments = [f"--subnet-file={tmp_path}/subnet.env", "--env-file=/dev/null", "status"]
+        coloured = CliRunner().invoke(command, arguments, color=True, env={"NO_COLOR": None})
+        assert "\x1b[32m" in coloured.output
+        assert "\x1b" not in CliRunner().invoke(command, arguments, color=True, env={"NO_COLOR": "1"}).output
+
+
+def test_plan(tmp_path: Path) -> None:
+    ops = ["set route 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink", "del link flannel.7"]
+    with daemon(tmp_path, plan=lambda: ops, status=lambda: WELL):
+        result = flannelctl(tmp_path, "plan")
+        assert (code(result), result.stdout.splitlines()) == (1, ops)
+        assert json.loads(flannelctl(tmp_path, "plan", "--json").stdout) == {"ops": ops}
+
+
+def test_an_empty_plan(tmp_path: Path) -> None:
+    with daemon(tmp_path, plan=list, status=lambda: WELL):
+        result = flannelctl(tmp_path, "plan")
+        assert (code(result), result.stdout) == (0, "nothing to change\n")
+        assert json.loads(flannelctl(tmp_path, "plan", "--json").stdout) == {"ops": []}
+
+
+def test_no_plan_while_the_daemon_waits(tmp_path: Path) -> None:
+    with daemon(tmp_path, plan=list, status=lambda: changed(subnets=[], problems=[PROBLEM])):
+        result = flannelctl(tmp_path, "plan")
+        assert str(result.exception) == "there is no plan yet: no network config"
+
+
+def test_no_plan_without_a_daemon(tmp_path: Path) -> None:
+    assert str(flannelctl(tmp_path, "plan").exception).startswith("no daemon to ask: ")
+
+
+# --- the socket -----------------------------------------------------------------------------------
+
+
+def test_the_daemons_error_is_passed_on(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise KernelError("cannot read routes")
+
+    with daemon(tmp_path, plan=fail) as path:
+        with pytest.raises(FlanneldError, match="the daemon says: cannot read routes"):
+            ask(path, "plan")
+        with pytest.raises(FlanneldError, match="the daemon says: op 'tea': one of plan was expected"):
+            ask(path, "tea")
+
+
+@pytest.mark.parametrize("answer", [b"", b"{", b"[]\n", b"{}\n"])
+def test_a_broken_answer(tmp_path: Path, answer: bytes) -> None:
+    def serve(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(100)
+            connection.sendall(answer)
+
+    path = tmp_path / "x.sock"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        thread = threading.Thread(target=serve, args=(server,))
+        thread.start()
+        with pytest.raises(NoAnswer, match="the answer broke off"):
+            ask(path, "status")
+        thread.join(5)
+
+
+def test_a_daemon_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctl_control, "ANSWER_SECONDS", 0.05)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "x.sock"))
+        server.listen()
+        with pytest.raises(NoAnswer, match="no answer in time"):
+            ask(tmp_path / "x.sock", "status")
+
+
+def test_a_status_file_that_is_none(tmp_path: Path) -> None:
+    for text in ("", "{", "[1]", "\x00"):
+        (tmp_path / "status.json").write_text(text)
+        assert read_status_file(tmp_path / "status.json") is None
+    assert read_status_file(tmp_path / "absent") is None

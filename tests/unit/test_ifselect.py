@@ -1,0 +1,377 @@
+"""Which interface and addresses carry the overlay."""
+
+# ruff: noqa: N802, S104 - tests bear the numbers of the specification; 0.0.0.0 is a value here, not bound
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flanneld_py.core.ifselect import select
+from flanneld_py.errors import HostError, UsageError
+from flanneld_py.model import AddressFacts, External, Family, HostFacts, IPAddress, LinkFacts, PerFamily
+
+V4: tuple[Family, ...] = (4,)
+V6: tuple[Family, ...] = (6,)
+DUAL: tuple[Family, ...] = (4, 6)
+
+
+def address(text: str, **more: Any) -> AddressFacts:
+    return AddressFacts(ip_interface(text), **more)
+
+
+def link(name: str, *addresses: str | AddressFacts, index: int = 2, mtu: int = 1500) -> LinkFacts:
+    facts = tuple(address(item) if isinstance(item, str) else item for item in addresses)
+    return LinkFacts(name, index, mtu, "02:00:00:00:00:01", up=True, addresses=facts)
+
+
+LO = link("lo", address("127.0.0.1/8", scope="host"), address("::1/128", scope="host"), index=1, mtu=65536)
+DUMMY = link(
+    "dummy0",
+    *("1.10.100.1/24", "192.168.200.128/24", "172.16.30.18/24", "172.16.31.200/24", "172.16.32.100/24"),
+    "2001:db8::1/64",
+    index=3,
+)
+ETH0 = link("eth0", "10.0.2.15/24", "fd00:2::15/64", address("fe80::1/64", scope="link"))
+BARE = link("eth1", index=9)
+HOST = HostFacts((LO, ETH0, DUMMY, BARE), PerFamily("eth0", "eth0"))
+
+
+def chosen(
+    facts: HostFacts = HOST,
+    families: tuple[Family, ...] = V4,
+    iface: Sequence[str] = (),
+    public_ip: str = "",
+    public_ipv6: str = "",
+) -> External:
+    return select(facts, families=families, iface=iface, public_ip=public_ip, public_ipv6=public_ipv6)
+
+
+def addresses(external: External) -> tuple[str, str | None, str | None]:
+    return external.name, *texts(external.addresses)
+
+
+def public(external: External) -> tuple[str | None, str | None]:
+    return texts(external.public)
+
+
+def texts(of: PerFamily[IPAddress]) -> tuple[str | None, str | None]:
+    return None if of.v4 is None else str(of.v4), None if of.v6 is None else str(of.v6)
+
+
+def refusal(kind: type[Exception], **arguments: Any) -> str:
+    with pytest.raises(kind) as caught:
+        chosen(**arguments)
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+# --- by name and by address -----------------------------------------------------------------------
+
+
+def test_T37_by_name() -> None:
+    found = chosen(iface=["dummy0"])
+    assert found == External(
+        "dummy0", 1500, PerFamily(IPv4Address("1.10.100.1")), PerFamily(IPv4Address("1.10.100.1"))
+    )
+
+
+def test_T38_by_address() -> None:
+    assert addresses(chosen(iface=["172.16.30.18"])) == ("dummy0", "172.16.30.18", None)
+
+
+def test_T39_by_address_in_dual_stack() -> None:
+    found = chosen(families=DUAL, iface=["172.16.30.18"])
+    assert addresses(found) == ("dummy0", "172.16.30.18", "2001:db8::1")
+    assert public(found) == ("172.16.30.18", "2001:db8::1")
+
+
+def test_dual_stack_by_ipv6_address() -> None:
+    assert addresses(chosen(families=DUAL, iface=["2001:db8::1"])) == ("dummy0", "1.10.100.1", "2001:db8::1")
+
+
+def test_the_ipv6_address_asked_for_is_taken() -> None:
+    facts = HostFacts((link("eth0", "2001:db8::1/64", "2001:db8::2/64"),))
+    assert addresses(chosen(facts, V6, ["2001:db8::2"])) == ("eth0", None, "2001:db8::2")
+
+
+def test_ipv6_only() -> None:
+    assert chosen(families=V6, iface=["dummy0"]) == External(
+        "dummy0",
+        1500,
+        PerFamily(None, IPv6Address("2001:db8::1")),
+        PerFamily(None, IPv6Address("2001:db8::1")),
+    )
+
+
+def test_any_spelling_of_an_address() -> None:
+    assert addresses(chosen(families=V6, iface=["2001:DB8:0:0::1"])) == ("dummy0", None, "2001:db8::1")
+
+
+def test_in_order_until_one_fits() -> None:
+    assert chosen(iface=["eth9", "10.9.9.9", "eth1", "dummy0", "eth0"]).name == "dummy0"
+
+
+def test_a_loopback_interface_with_an_address_of_its_own_may_be_named() -> None:
+    lo = link("lo", "127.0.0.1/8", "10.9.9.9/32", index=1)
+    assert addresses(chosen(HostFacts((lo,)), iface=["lo"])) == ("lo", "10.9.9.9", None)
+
+
+def test_nothing_fits() -> None:
+    message = refusal(
+        HostError, families=DUAL, iface=["eth9", "10.9.9.9", "eth1", "127.0.0.1", "fe80::1%eth0"]
+    )
+    assert message == (
+        "--iface 'eth9': there is no such interface; "
+        "--iface 10.9.9.9: no interface has this address; "
+        "--iface eth1: interface eth1 has no usable IPv4 address; "
+        "--iface 127.0.0.1 is a loopback address: expected one that peers can reach; "
+        "--iface 'fe80::1%eth0': there is no such interface; "
+        "set --iface to one of: eth0 (10.0.2.15, fd00:2::15, fe80::1), "
+        "dummy0 (1.10.100.1, 192.168.200.128, 172.16.30.18, 172.16.31.200, 172.16.32.100, 2001:db8::1), "
+        "eth1 (no address)"
+    )
+
+
+def test_an_address_of_a_family_not_in_use() -> None:
+    assert refusal(HostError, families=V4, iface=["2001:db8::1"]).startswith(
+        "--iface 2001:db8::1: expected an address of a family that the config uses, IPv4;"
+    )
+
+
+def test_a_link_without_mtu() -> None:
+    facts = HostFacts((link("eth0", "10.0.0.1/24", mtu=0),))
+    assert "interface eth0 has MTU 0" in refusal(HostError, facts=facts, iface=["eth0"])
+
+
+def test_a_host_with_many_interfaces_lists_some_of_them() -> None:
+    facts = HostFacts(tuple(link(f"eth{n}", f"10.0.{n}.1/24", index=n) for n in range(200)))
+    message = refusal(HostError, facts=facts, iface=["x"])
+    assert "eth19 (10.0.19.1), and 180 more" in message
+    assert "eth20 " not in message
+
+
+# --- the default route ----------------------------------------------------------------------------
+
+
+def test_the_default_route_by_default() -> None:
+    assert addresses(chosen(families=DUAL)) == ("eth0", "10.0.2.15", "fd00:2::15")
+
+
+def test_one_default_route_is_enough_for_both_families() -> None:
+    assert addresses(chosen(HostFacts(HOST.links, PerFamily("eth0")), DUAL)) == (
+        "eth0",
+        "10.0.2.15",
+        "fd00:2::15",
+    )
+
+
+def test_only_the_families_in_use_count() -> None:
+    assert chosen(HostFacts(HOST.links, PerFamily("eth0", "dummy0"))).name == "eth0"
+    assert chosen(HostFacts(HOST.links, PerFamily("eth0", "dummy0")), V6).name == "dummy0"
+
+
+def test_default_routes_that_differ() -> None:
+    message = refusal(HostError, facts=HostFacts(HOST.links, PerFamily("eth0", "dummy0")), families=DUAL)
+    assert message.startswith(
+        "the default routes differ: IPv4 by eth0 and IPv6 by dummy0; set --iface to one of: eth0 ("
+    )
+
+
+@pytest.mark.parametrize(
+    "devices", [PerFamily(), PerFamily("lo"), PerFamily("gone"), PerFamily(None, "eth0")]
+)
+def test_no_default_route(devices: PerFamily[str]) -> None:
+    message = refusal(HostError, facts=HostFacts(HOST.links, devices))
+    assert message.startswith(
+        "no default route leads out of this host; set --iface to one of: eth0 (10.0.2.15"
+    )
+
+
+def test_a_default_route_by_an_interface_without_address() -> None:
+    message = refusal(HostError, facts=HostFacts(HOST.links, PerFamily("eth1")))
+    assert message.startswith(
+        "the default route: interface eth1 has no usable IPv4 address; set --iface to one of"
+    )
+
+
+def test_a_renamed_loopback_is_no_way_out() -> None:
+    facts = HostFacts((link("loop", "127.0.0.1/8", "10.0.0.1/32"),), PerFamily("loop"))
+    assert refusal(HostError, facts=facts).endswith(
+        "this host has no interface but loopback: set one up, then name it with --iface"
+    )
+
+
+# --- public addresses -----------------------------------------------------------------------------
+
+
+def test_a_public_address_names_its_interface() -> None:
+    found = chosen(public_ip="172.16.31.200")
+    assert (addresses(found), public(found)) == (("dummy0", "172.16.31.200", None), ("172.16.31.200", None))
+
+
+def test_public_addresses_of_both_families() -> None:
+    found = chosen(families=DUAL, public_ip="172.16.31.200", public_ipv6="2001:db8::1")
+    assert addresses(found) == ("dummy0", "172.16.31.200", "2001:db8::1")
+    assert addresses(chosen(families=DUAL, public_ipv6="2001:db8::1")) == (
+        "dummy0",
+        "1.10.100.1",
+        "2001:db8::1",
+    )
+
+
+def test_public_addresses_on_two_interfaces() -> None:
+    message = refusal(HostError, families=DUAL, public_ip="10.0.2.15", public_ipv6="2001:db8::1")
+    assert message.startswith(
+        "--public-ip 10.0.2.15 is on eth0, but --public-ipv6 2001:db8::1 is on dummy0: expected both on"
+    )
+    message = refusal(HostError, families=DUAL, iface=["10.0.2.15"], public_ipv6="2001:db8::1")
+    assert message.startswith("--iface 10.0.2.15 is on eth0, but --public-ipv6 2001:db8::1 is on dummy0")
+
+
+def test_a_translated_address_needs_an_interface() -> None:
+    message = refusal(HostError, public_ip="203.0.113.5")
+    assert message.startswith(
+        "--public-ip 203.0.113.5: no interface has this address; if it is translated (NAT), name the"
+    )
+    for iface in ("eth0", "10.0.2.15"):
+        found = chosen(iface=[iface], public_ip="203.0.113.5")
+        assert (addresses(found), public(found)) == (("eth0", "10.0.2.15", None), ("203.0.113.5", None))
+
+
+def test_a_published_address_of_the_interface_itself_is_the_local_end() -> None:
+    found = chosen(families=DUAL, iface=["dummy0"], public_ip="172.16.32.100", public_ipv6="2001:db8::9")
+    assert addresses(found) == ("dummy0", "172.16.32.100", "2001:db8::1")
+    assert public(found) == ("172.16.32.100", "2001:db8::9")
+
+
+def test_the_address_asked_for_stays_the_local_end() -> None:
+    found = chosen(iface=["172.16.30.18"], public_ip="172.16.32.100")
+    assert (addresses(found), public(found)) == (("dummy0", "172.16.30.18", None), ("172.16.32.100", None))
+
+
+def test_public_addresses_of_families_not_in_use_mean_nothing() -> None:
+    assert chosen(public_ipv6="2001:db8::1").name == "eth0"
+    assert public(chosen(public_ip="10.0.2.15", public_ipv6="2001:db8::1")) == ("10.0.2.15", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"public_ip": "eth0"}, "--public-ip 'eth0': expected an IPv4 address"),
+        ({"public_ip": "2001:db8::1"}, "--public-ip '2001:db8::1': expected an IPv4 address"),
+        ({"public_ipv6": "10.0.2.15"}, "--public-ipv6 '10.0.2.15': expected an IPv6 address"),
+        ({"public_ipv6": "fe80::1%eth0"}, "--public-ipv6 'fe80::1%eth0': expected an IPv6 address"),
+        (
+            {"public_ip": "127.0.0.1"},
+            "--public-ip 127.0.0.1 is a loopback address: expected one that peers can reach",
+        ),
+        ({"public_ip": "0.0.0.0"}, "--public-ip 0.0.0.0 is unspecified"),
+        ({"public_ipv6": "ff02::1"}, "--public-ipv6 ff02::1 is a multicast address"),
+    ],
+)
+def test_public_addresses_refused(arguments: dict[str, str], message: str) -> None:
+    assert refusal(UsageError, **arguments).startswith(message)
+
+
+# --- which address --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("order", "best"),
+    [
+        (["10.0.0.1/24", "10.0.0.2/24"], "10.0.0.1"),
+        ([address("10.0.0.1/24", secondary=True), "10.0.0.2/24"], "10.0.0.2"),
+        ([address("10.0.0.1/24", permanent=False), address("10.0.0.2/24", secondary=True)], "10.0.0.2"),
+        ([address("169.254.0.1/16"), address("10.0.0.2/24", permanent=False, secondary=True)], "10.0.0.2"),
+        ([address("169.254.0.1/16")], "169.254.0.1"),
+        ([address("10.0.0.1/24", deprecated=True), address("169.254.0.1/16")], "169.254.0.1"),
+        ([address("10.0.0.1/24", scope="link"), "10.0.0.2/24"], "10.0.0.2"),
+        (["127.0.0.2/8", "224.0.0.1/4", "10.0.0.2/24"], "10.0.0.2"),
+    ],
+)
+def test_the_best_address(order: list[str | AddressFacts], best: str) -> None:
+    facts = HostFacts((link("eth0", *order),))
+    assert addresses(chosen(facts, iface=["eth0"])) == ("eth0", best, None)
+
+
+def test_a_temporary_ipv6_address_comes_last_of_the_global_ones() -> None:
+    facts = HostFacts(
+        (
+            link(
+                "eth0",
+                address("fe80::2/64", scope="link"),
+                address("2001:db8::aaaa/64", permanent=False, secondary=True),
+                address("2001:db8::2/64", permanent=False),
+            ),
+        )
+    )
+    assert addresses(chosen(facts, V6, ["eth0"])) == ("eth0", None, "2001:db8::2")
+
+
+LINKS = st.lists(
+    st.builds(
+        lambda number, items: link(f"eth{number}", *items, index=number),
+        st.integers(0, 3),
+        st.lists(
+            st.builds(
+                address,
+                st.sampled_from(
+                    [
+                        "10.0.0.1/24",
+                        "10.0.0.2/24",
+                        "169.254.1.1/16",
+                        "127.0.0.1/8",
+                        "fe80::1/64",
+                        "fd00::1/64",
+                        "::1/128",
+                    ]
+                ),
+                scope=st.sampled_from(["global", "link", "host"]),
+                deprecated=st.booleans(),
+                permanent=st.booleans(),
+                secondary=st.booleans(),
+            ),
+            max_size=4,
+        ),
+    ),
+    max_size=4,
+    unique_by=lambda item: item.name,
+)
+NAMES = st.sampled_from(["eth0", "eth1", "10.0.0.1", "fd00::1", "127.0.0.1", "x", ""])
+
+
+@given(
+    LINKS,
+    st.sampled_from([V4, V6, DUAL]),
+    st.lists(NAMES, max_size=2),
+    st.sampled_from(["", "10.0.0.2", "203.0.113.1"]),
+    st.sampled_from(["", "fd00::1", "2001:db8::99"]),
+    st.sampled_from([None, "eth0", "eth1"]),
+)
+def test_whatever_is_chosen_can_work(
+    links: list[LinkFacts],
+    families: tuple[Family, ...],
+    iface: list[str],
+    public_ip: str,
+    public_ipv6: str,
+    default: str | None,
+) -> None:
+    facts = HostFacts(tuple(links), PerFamily(default, default))
+    try:
+        found = chosen(facts, families, iface, public_ip, public_ipv6)
+    except HostError:
+        return
+    held = {item.address.ip for item in next(item for item in links if item.name == found.name).addresses}
+    assert tuple(family for family, _ in found.addresses.items()) == families
+    assert tuple(family for family, _ in found.public.items()) == families
+    for family, own in found.addresses.items():
+        assert own in held
+        assert not own.is_loopback
+        given_public = public_ip if family == 4 else public_ipv6
+        assert found.public.get(family) == (ip_address(given_public) if given_public else own)
