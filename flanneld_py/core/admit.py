@@ -39,8 +39,10 @@ def admit(
     )
     taken.add(own)
     macs = dict.fromkeys(own.vtep_macs.values(), own.key)
-    others = (record for record in departed if not own.node_id or record.node_id != own.node_id)
-    for record in (*sorted(snapshot.records.values(), key=_age), *sorted(others, key=_age)):
+    gone = [
+        r for r in departed if r.key not in snapshot.records and (not r.node_id or r.node_id != own.node_id)
+    ]
+    for record in (*sorted(snapshot.records.values(), key=_age), *sorted(gone, key=_age)):
         if record.key == own.key:
             continue
         reason = (
@@ -132,6 +134,6 @@ def _unusable(
 
 def _mac_clash(record: Record, macs: Mapping[str, str]) -> str | None:
     for mac in record.vtep_macs.values():
-        if mac in macs and macs[mac] != record.key:
+        if mac in macs:
             return f"VTEP MAC {mac} belongs to the older lease {macs[mac]}"
     return None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, TypeAlias, TypeVar
 
-from flanneld_py.core.records import encode, format_key
+from flanneld_py.core.records import encode, format_key, parse_key
+from flanneld_py.errors import RecordError
 from flanneld_py.model import (
     FAMILIES,
     Family,
@@ -112,10 +114,12 @@ def decide_lease(config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wi
     namesakes = [record for record in snapshot.records.values() if _names_us(record, wish)]
     if namesakes:
         return _decide_namesake(min(namesakes, key=_age), config, host, wish)
+    unreadable = _unreadable(snapshot, config)
     for subnets in wish.previous:
-        if _compatible(subnets, config) and not _overlapping(subnets, snapshot.records.values()):
+        free = subnets not in unreadable and not _overlapping(subnets, snapshot.records.values())
+        if free and _compatible(subnets, config):
             return Claim(wish.record(subnets, host.node_id))
-    return _allocate(config, snapshot, host, wish, rng)
+    return _allocate(config, [*_leased(snapshot), *unreadable], host, wish, rng)
 
 
 def find_own(snapshot: Snapshot, node_id: str) -> Record | None:
@@ -205,11 +209,26 @@ def _overlapping(subnets: Subnets, records: Iterable[Record]) -> Record | None:
     return None
 
 
-def _allocate(config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish, rng: Random) -> Decision:
-    """A random free subnet of each family, over the whole range."""
+def _leased(snapshot: Snapshot) -> Iterator[Subnets]:
+    return (record.subnets for record in snapshot.records.values())
+
+
+def _unreadable(snapshot: Snapshot, config: NetworkConfig) -> list[Subnets]:
+    """Subnets that we might lease, but for a value we cannot read: somebody may hold them all the same."""
+    found: list[Subnets] = []
+    for key in snapshot.bad.keys() - snapshot.records.keys():
+        with suppress(RecordError):
+            found.append(parse_key(key))
+    return [subnets for subnets in found if _compatible(subnets, config)]
+
+
+def _allocate(
+    config: NetworkConfig, stored: Sequence[Subnets], host: Host, wish: Wish, rng: Random
+) -> Decision:
+    """A random free subnet of each family, over the whole range; `stored` has a key each."""
     chosen: dict[int, IPNetwork] = {}
     for family, allowed in config.ranges.items():
-        leased = [r.subnets.get(family) for r in snapshot.records.values()]
+        leased = [subnets.get(family) for subnets in stored]
         taken = [net for net in (*leased, *host.local_networks) if net is not None]
         subnet = random_free(allowed, taken, rng)
         if subnet is None:

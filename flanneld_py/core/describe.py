@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from flanneld_py.model import Op, Table, VxlanLink
+from flanneld_py.model import NextHop, Op, Table, VxlanLink
 
 NOUNS: dict[Table, str] = {
     "links": "link",
@@ -20,37 +21,29 @@ NOUNS: dict[Table, str] = {
 
 def describe(op: Op) -> str:
     """One line: `set route 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink`."""
-    return f"{op.verb} {NOUNS[op.table]} {_row(op.table, op.key, op.value)}"
+    parts = (op.verb, NOUNS[op.table], *_ROWS[op.table](op.key, op.value))
+    return " ".join(part for part in parts if part)
 
 
-def _row(table: Table, key: Any, value: Any) -> str:
-    match table:
-        case "links":
-            return f"{key} {_link(value)}".strip()
-        case "addrs":
-            return f"{key[1]} dev {key[0]}"
-        case "fdb":
-            return f"{key[1]} dev {key[0]}" + (f" dst {value}" if value else "")
-        case "neighs":
-            return f"{key[1]} dev {key[0]}" + (f" lladdr {value}" if value else "")
-        case "nexthops":
-            return _hop(key)
-        case "routes":
-            return f"{key}" + (f" {_hop(value.nexthop)}" if value else "")
-        case "sysctls":
-            return f"{key}" + (f"={value}" if value is not None else "")
-        case "files":
-            return str(key)
-
-
-def _hop(hop: Any) -> str:
+def _hop(hop: NextHop) -> str:
     return f"via {hop.via} dev {hop.dev}" + (" onlink" if hop.onlink else "")
 
 
-def _link(link: VxlanLink | None) -> str:
-    if link is None:
-        return ""
+def _link(link: VxlanLink) -> str:
     return (
         f"type vxlan id {link.vni} dstport {link.port} dev {link.dev} local {link.local} "
         f"mtu {link.mtu} address {link.mac} {'up' if link.up else 'down'}"
     )
+
+
+_ROWS: dict[Table, Callable[[Any, Any], tuple[str, str]]] = {
+    "links": lambda name, link: (name, _link(link) if link else ""),
+    "sysctls": lambda path, value: (path if value is None else f"{path}={value}", ""),
+    "addrs": lambda key, _: (f"{key[1]} dev {key[0]}", ""),
+    "fdb": lambda key, public: (f"{key[1]} dev {key[0]}", f"dst {public}" if public else ""),
+    "neighs": lambda key, mac: (f"{key[1]} dev {key[0]}", f"lladdr {mac}" if mac else ""),
+    "nexthops": lambda hop, _: (_hop(hop), ""),
+    "routes": lambda subnet, route: (str(subnet), _hop(route.nexthop) if route else ""),
+    "files": lambda path, _: (path, ""),
+}
+"""Of each table: the row's name, and with a value what it shall be."""

@@ -1,4 +1,4 @@
-"""Peers whose record has vanished stay for a moment, as most come back: their host claims its subnet again."""
+"""Peers whose record has vanished stay for a moment: mostly their host claims its subnet again."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ def departures(
 
     One that is in `fresh` is none of them, whoever holds the key now.
     """
-    departed = {
-        key: gone for key, gone in earlier.items() if gone.until > now and key not in fresh.records
-    }
+    departed = {key: gone for key, gone in earlier.items() if gone.until > now and key not in fresh.records}
     if last is None or last is fresh:
         return departed
     replaced = last.cluster_id != fresh.cluster_id or last.revision > fresh.revision

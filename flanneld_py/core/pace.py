@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
-LONGEST_DELAY = 60.0
+FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0
 
 
 @dataclass(slots=True)
 class _Trouble:
     failures: int
+    failed_at: float
     not_before: float
 
 
@@ -22,8 +23,14 @@ class RetrySchedule:
 
     def failed(self, key: Hashable, now: float) -> None:
         failures = self._troubles[key].failures + 1 if key in self._troubles else 1
-        delay = min(2.0 ** min(failures - 1, 16), LONGEST_DELAY)
-        self._troubles[key] = _Trouble(failures, now + delay)
+        delay = min(FIRST_DELAY * 2.0 ** min(failures - 1, 16), LONGEST_DELAY)
+        self._troubles[key] = _Trouble(failures, now, now + delay)
+
+    def start_over(self) -> None:
+        """Circumstances have changed: begin with the first delay again, counted from the last attempt."""
+        for trouble in self._troubles.values():
+            trouble.failures = 1
+            trouble.not_before = min(trouble.not_before, trouble.failed_at + FIRST_DELAY)
 
     def succeeded(self, key: Hashable) -> None:
         self._troubles.pop(key, None)

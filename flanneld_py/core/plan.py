@@ -101,6 +101,9 @@ def referents(op: Op, want: State) -> Iterator[tuple[Table, Any]]:
 
     No peer's rows are among those of a file, so one that fails does not hold it back.
     """
+    if op.table == "addrs" and op.verb == "del":
+        # With its last IPv4 address a device loses its neighbours (net/ipv4/fib_frontend.c, fib_disable_ip).
+        yield from (("addrs", key) for key in want.addrs if key[0] == op.key[0])
     if op.verb == "del":
         return
     if op.table in ("addrs", "fdb", "neighs"):
@@ -109,10 +112,27 @@ def referents(op: Op, want: State) -> Iterator[tuple[Table, Any]]:
         yield "links", op.key.dev
     elif op.table == "routes":
         yield from _route_referents(op.value, want)
+    elif op.table == "sysctls":
+        yield from (("links", name) for name in op.key.split("/") if name in want.links)
     elif op.table == "files":
         # subnet.env tells the container runtime that there is a network.
         yield from (("links", name) for name in want.links)
         yield from (("addrs", key) for key in want.addrs)
+
+
+def still_needed(have: State, failed: Collection[tuple[Table, Any]]) -> set[tuple[Table, Any]]:
+    """What must not be deleted now: the rows under those whose replacement has failed."""
+    needed: set[tuple[Table, Any]] = set()
+    for table, key in failed:
+        neighbour = key if table == "neighs" else None
+        if table == "routes" and key in have.routes:
+            hop = have.routes[key].nexthop
+            neighbour = (hop.dev, hop.via)
+            needed |= {("nexthops", hop), ("neighs", neighbour)}
+        mac = have.neighs.get(neighbour) if neighbour else None
+        if neighbour and mac:
+            needed.add(("fdb", (neighbour[0], mac)))
+    return needed
 
 
 def _route_referents(route: Route, want: State) -> Iterator[tuple[Table, Any]]:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from flanneld_py.errors import FlanneldError, HostError
+from flanneld_py.errors import FlanneldError
 
 TIMEOUT = 5.0
 """Seconds for a client to send its line, and for the answer to be ready."""
 LONGEST_REQUEST = 4096
+RETRY = 1.0
 
 Answer = Callable[[], Any]
 
@@ -24,29 +27,22 @@ class Control:
     """A listening socket, mode 0600: whoever may read it may see the status."""
 
     def __init__(self, path: Path, answers: Mapping[str, Answer]) -> None:
-        """Bind the socket.
-
-        Raises:
-            HostError: the path cannot be bound.
-        """
         self._answers = answers
         self._path = path
         self._log = structlog.get_logger().bind(part="control")
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # The lock of our prefix is held: a socket that lies there is a dead daemon's.
-            path.unlink(missing_ok=True)
-            self._socket.bind(str(path))
-            path.chmod(0o600)
-            self._socket.listen(8)
-        except OSError as error:
-            self._socket.close()
-            raise HostError(f"control socket {path}: {error.strerror or error}") from error
+        self._stopped = threading.Event()
+        self._error = self._listen()
 
     def run(self) -> None:
-        """Until `stop`."""
-        while True:
+        """Until `stop`. The network does not depend on it: where it cannot listen it tries again."""
+        told = ""
+        while self._error and not self._stopped.wait(RETRY if told else 0):
+            if self._error != told:
+                self._log.warning("control_unavailable", path=str(self._path), error=self._error)
+            told = self._error
+            self._error = self._listen()
+        while not self._stopped.is_set():
             try:
                 connection, _ = self._socket.accept()
             except OSError:
@@ -54,10 +50,26 @@ class Control:
             with connection:
                 self._serve(connection)
 
+    def _listen(self) -> str:
+        """Why it could not, or nothing."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # The lock of our prefix is held: a socket that lies there is a dead daemon's.
+            self._path.unlink(missing_ok=True)
+            self._socket.bind(str(self._path))
+            self._path.chmod(0o600)
+            self._socket.listen(8)
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
+
     def stop(self) -> None:
-        self._path.unlink(missing_ok=True)
-        # close() alone would not wake accept().
-        self._socket.shutdown(socket.SHUT_RDWR)
+        self._stopped.set()
+        with suppress(OSError):  # what could not be bound is not there to be removed
+            self._path.unlink()
+        with suppress(OSError):  # nor is it connected
+            # close() alone would not wake accept().
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def _serve(self, connection: socket.socket) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
-from flanneld_py.core.plan import referents
+from flanneld_py.core.plan import referents, still_needed
 from flanneld_py.drivers.base import Driver
 from flanneld_py.model import Op, Outcome, Scope, State, Table
 
@@ -19,6 +19,8 @@ class Executor:
         self._driver_of: dict[Table, Driver] = {
             table: driver for driver in self._drivers for table in driver.tables
         }
+        self._standing: frozenset[str] = frozenset()
+        """The devices that were up when we looked last."""
 
     def observe(self, scope: Scope) -> State:
         """What is ours, in all tables.
@@ -30,26 +32,43 @@ class Executor:
         for driver in self._drivers:
             seen = driver.observe(scope)
             state = replace(state, **{table: seen.table(table) for table in driver.tables})
+        self._standing = frozenset(name for name, link in state.links.items() if link.up)
         return state
 
-    def apply(self, ops: Sequence[Op], want: State) -> list[Outcome]:
-        """One outcome per op, in order. An op whose referent has just failed is not tried."""
+    def apply(self, ops: Sequence[Op], want: State, have: State, held: Iterable[Op] = ()) -> list[Outcome]:
+        """Carry out `ops`; one outcome each, in order.
+
+        An op is not tried whose referent has failed or is itself among those `held` back, nor a delete that
+        would take the ground from under a row of `have` whose replacement has failed. A device that is up but
+        could not be changed still carries rows.
+        """
+        deleted = {op.key for op in ops if op.table == "links" and op.verb == "del"}
+        standing = {("links", name) for name in self._standing - deleted}
         outcomes: list[Outcome] = []
-        failed: dict[tuple[Table, object], str] = {}
-        for (_, table), run in groupby(ops, key=lambda op: (op.verb, op.table)):
+        failed: dict[tuple[Table, object], str] = {
+            (op.table, op.key): "failed before, is tried again later" for op in held if op.verb == "set"
+        }
+        for (verb, table), run in groupby(ops, key=lambda op: (op.verb, op.table)):
             batch = list(run)
-            waits = {op.key: reason for op in batch if (reason := _waits(op, want, failed))} if failed else {}
+            waits = _waiting(batch, want, have, failed) if failed else {}
             ready = [op for op in batch if op.key not in waits]
             done = iter(self._driver_of[table].apply(ready) if ready else ())
             for op in batch:
-                if op.key in waits:
-                    outcomes.append(Outcome(op, waits[op.key]))
-                    continue
-                outcome = next(done)
+                outcome = Outcome(op, waits[op.key]) if op.key in waits else next(done)
                 outcomes.append(outcome)
-                if outcome.error is not None and op.verb == "set":
+                if outcome.error is not None and verb == "set" and (table, op.key) not in standing:
                     failed[table, op.key] = outcome.error
         return outcomes
+
+
+def _waiting(
+    batch: Sequence[Op], want: State, have: State, failed: Mapping[tuple[Table, object], str]
+) -> dict[object, str]:
+    """Key of each op that must wait → why."""
+    needed = still_needed(have, failed) if batch[0].verb == "del" else set()
+    waits = {op.key: reason for op in batch if (reason := _waits(op, want, failed))}
+    waits |= {op.key: "waits for what shall replace it" for op in batch if (op.table, op.key) in needed}
+    return waits
 
 
 def _waits(op: Op, want: State, failed: Mapping[tuple[Table, object], str]) -> str | None:

@@ -73,6 +73,7 @@ class Report:
     """Verb → ops carried out since the start."""
     failed: tuple[tuple[str, str], ...] = ()
     """(op, error) of what could not be done and is retried."""
+    failing_since: str = ""
     problem: Problem | None = None
 
 

@@ -23,13 +23,13 @@ from flanneld_py.core.allocate import (
     find_own,
 )
 from flanneld_py.core.pace import Backoff
-from flanneld_py.core.records import encode
+from flanneld_py.core.records import SUBNETS_PREFIX, decode, encode
 from flanneld_py.core.statefile import SavedState, render_state
 from flanneld_py.daemon.inbox import Inbox, LeaseState, Levels, Network, Problem, boottime
 from flanneld_py.drivers.etcd import EtcdRegistry
 from flanneld_py.drivers.files import write_atomically
-from flanneld_py.errors import FlanneldError, LeaseGone, RegistryError
-from flanneld_py.model import Host, OwnLease, Record, Snapshot, Subnets
+from flanneld_py.errors import FlanneldError, LeaseGone, RecordError, RegistryError
+from flanneld_py.model import Entry, Host, OwnLease, Record, Snapshot, Subnets
 
 TTL = 86_400
 """Seconds; what flannel grants."""
@@ -128,7 +128,9 @@ class LeaseKeeper:
         due = self._renew_at is not None and boottime() >= self._renew_at
         # With our record in place, other hosts' records are no reason to decide again.
         inputs = (ground.network, ground.host, own.record if own and standing else ground.snapshot)
-        if any(new is not old for new, old in zip_longest(inputs, self._decided_on)):
+        if own is not None and standing and own.record.key in ground.snapshot.bad:
+            self._restore(own.record)
+        elif any(new is not old for new, old in zip_longest(inputs, self._decided_on)):
             self._act(self._decide(ground), ground)
             self._decided_on = inputs
         elif due and own is not None and standing:
@@ -212,6 +214,18 @@ class LeaseKeeper:
         if held is None or held.record.key != record.key:
             self._log.info("lease_held", key=record.key, ttl=own.ttl)
 
+    def _restore(self, record: Record) -> None:
+        """Put right what somebody has written over our record: hosts that start now could not read it."""
+        there = self._registry.get(f"{SUBNETS_PREFIX}{record.key}")
+        self._await_change(record.key, record)
+        if there is None or _is_readable(there):
+            return
+        lease = record.etcd_lease
+        if lease and not self._registry.keep_alive(lease):
+            lease = self._registry.grant(TTL)
+        written = self._registry.replace(there.key, encode(record), lease, there.mod_revision)
+        self._log.warning("lease_restored", key=record.key, done=written.ok)
+
     def _renew(self, own: OwnLease) -> None:
         if self._registry.keep_alive(own.record.etcd_lease) > 0:
             self._renewed(own)
@@ -277,3 +291,11 @@ class LeaseKeeper:
             self._saved = text
         except OSError as error:
             self._log.warning("state_not_saved", path=str(self._state_file), error=str(error))
+
+
+def _is_readable(entry: Entry) -> bool:
+    try:
+        decode(entry)
+    except RecordError:
+        return False
+    return True

@@ -13,7 +13,9 @@ def configure(verbosity: int) -> None:
     """Set up structlog for this process; `verbosity` above 0 adds debug events."""
     on_terminal = sys.stderr.isatty()
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if on_terminal else structlog.processors.JSONRenderer(default=str)
+        structlog.dev.ConsoleRenderer(timestamp_key="ts", sort_keys=False)
+        if on_terminal
+        else structlog.processors.JSONRenderer(default=str)
     )
     structlog.configure(
         processors=[

@@ -8,13 +8,17 @@ from typing import Any
 
 import structlog
 
-from flanneld_py.daemon.inbox import Inbox
+from flanneld_py.daemon.inbox import Inbox, boottime
 from flanneld_py.daemon.notify import Notifier
 from flanneld_py.daemon.status import Process, compose, one_line
 from flanneld_py.drivers.files import write_atomically
 
 REST, REST_BEFORE_READY = 0.1, 0.005
 """Seconds between two publications: a burst of changes is one file, but READY is not kept waiting."""
+
+
+RETRY = 5.0
+"""Seconds until status.json is tried again when it could not be written."""
 
 
 class Publisher:
@@ -35,12 +39,12 @@ class Publisher:
         """Until the inbox stops."""
         seen = -1
         while not self._inbox.stopped:
-            seen, levels = self._inbox.wait(seen)
+            seen, levels = self._inbox.wait(seen, boottime() + RETRY if self._failing else None)
             self.publish(compose(levels, self._process))
             self._inbox.pause(REST if self._ready else REST_BEFORE_READY)
 
     def publish(self, status: dict[str, Any]) -> None:
-        if _without_times(status) == _without_times(self._published):
+        if _without_times(status) == _without_times(self._published) and not self._failing:
             return
         self._published = status
         self._notify(status)

@@ -11,10 +11,11 @@ from queue import Empty, SimpleQueue
 import structlog
 
 from flanneld_py.core.describe import describe
+from flanneld_py.core.linger import Departed, departures
 from flanneld_py.core.pace import RetrySchedule, TokenBucket
 from flanneld_py.core.plan import apply_all, plan
 from flanneld_py.daemon.execute import Executor
-from flanneld_py.daemon.inbox import Inbox, Levels, Problem, Report, boottime
+from flanneld_py.daemon.inbox import Inbox, Levels, Problem, Report, boottime, utc_now
 from flanneld_py.daemon.target import Inputs, Settings, Target, inputs_of, same, target_of
 from flanneld_py.errors import FlanneldError
 from flanneld_py.model import Op, Outcome, State
@@ -36,9 +37,11 @@ class _Memory:
     """None: must be read."""
     kernel_changes: int = 0
     inputs: Inputs | None = None
+    departed: dict[str, Departed] = field(default_factory=dict)
+    """By key; peers that have left the registry and stay for a moment."""
     target: Target | None = None
     settled: bool = False
-    """A pass with these inputs ended in sync: what differs now was changed by somebody else."""
+    """A pass with this desired state ended in sync: what differs now was changed by somebody else."""
     read_back_at: float = 0.0
     ops: Counter[str] = field(default_factory=Counter)
     repaired: Counter[str] = field(default_factory=Counter)
@@ -87,8 +90,9 @@ class Reconciler:
     def _wake_at(self) -> float | None:
         if self._memory.target is None:
             return None
-        due = self._retry.next_due()
-        return min(self._memory.read_back_at, due) if due is not None else self._memory.read_back_at
+        leave = (gone.until for gone in self._memory.departed.values())
+        due = (self._retry.next_due(), self._memory.read_back_at, *leave)
+        return min(at for at in due if at is not None)
 
     def _has_work(self, levels: Levels) -> bool:
         inputs, memory = inputs_of(levels), self._memory
@@ -119,16 +123,32 @@ class Reconciler:
 
     def _aim(self, inputs: Inputs) -> Target:
         memory = self._memory
-        if memory.target is None or not same(inputs, memory.inputs):
-            memory.settled, memory.inputs, memory.target = False, inputs, None
-            memory.target = target_of(inputs, self._settings)
+        departed = self._departed(inputs)
+        if memory.target is None or not same(inputs, memory.inputs) or departed != memory.departed:
+            last, memory.target = memory.target, None
+            memory.inputs, memory.departed = inputs, departed
+            memory.target = self._target(inputs, departed)
+            # Somebody else's change may show in the facts about the host as well, and is drift all the same.
+            memory.settled = memory.settled and last is not None and last.state == memory.target.state
+            self._retry.start_over()
             self._follow(memory.target)
         return memory.target
+
+    def _departed(self, inputs: Inputs) -> dict[str, Departed]:
+        last = self._memory.inputs
+        return departures(self._memory.departed, last.snapshot if last else None, inputs.snapshot, boottime())
+
+    def _target(self, inputs: Inputs, departed: dict[str, Departed]) -> Target:
+        return target_of(inputs, [gone.record for gone in departed.values()], self._settings)
 
     def _converge(self, target: Target, levels: Levels) -> list[Outcome]:
         """Read, plan and apply until the plan is empty or only holds what must wait."""
         memory = self._memory
-        if levels.kernel_changes != memory.kernel_changes or boottime() >= memory.read_back_at:
+        if levels.kernel_changes != memory.kernel_changes:
+            # An interface that comes back, for one, must not wait for what failed a minute ago.
+            self._retry.start_over()
+            memory.actual = None
+        elif boottime() >= memory.read_back_at:
             memory.actual = None
         memory.kernel_changes = levels.kernel_changes
         outcomes: list[Outcome] = []
@@ -138,14 +158,16 @@ class Reconciler:
                 memory.read_back_at = boottime() + _read_back_after(memory.actual)
             ops = plan(target.state, memory.actual)
             self._retry.keep_only((op.verb, op.table, op.key) for op in ops)
-            due = [op for op in ops if self._retry.due((op.verb, op.table, op.key), boottime())]
+            now = boottime()
+            due = [op for op in ops if self._retry.due((op.verb, op.table, op.key), now)]
             if not due:
                 break
-            outcomes += self._apply(due, target.state, memory.actual)
+            held = [op for op in ops if not self._retry.due((op.verb, op.table, op.key), now)]
+            outcomes += self._apply(due, held, target.state, memory.actual)
         return outcomes
 
-    def _apply(self, ops: Sequence[Op], want: State, actual: State) -> list[Outcome]:
-        outcomes = self._executor.apply(ops, want)
+    def _apply(self, ops: Sequence[Op], held: Sequence[Op], want: State, actual: State) -> list[Outcome]:
+        outcomes = self._executor.apply(ops, want, actual, held)
         now = boottime()
         for op, error in outcomes:
             key = (op.verb, op.table, op.key)
@@ -212,6 +234,7 @@ class Reconciler:
                 repaired=dict(memory.repaired),
                 ops=dict(memory.ops),
                 failed=failed,
+                failing_since=(last.failing_since or utc_now()) if failed else "",
             )
         )
 
@@ -238,7 +261,7 @@ class Reconciler:
         inputs = inputs_of(levels)
         if inputs is None:
             return []
-        target = target_of(inputs, self._settings)
+        target = self._target(inputs, self._departed(inputs))
         return [describe(op) for op in plan(target.state, self._executor.observe(target.scope))]
 
 

@@ -49,6 +49,7 @@ class RegistryWatch:
             except Compacted as error:
                 self._log.info("registry_relist", reason=str(error))
                 self._must_list = True
+                self._backoff.reset()  # etcd has answered: what grew while it was away counts no more
                 self._inbox.pause(self._backoff.delay(random.random()))  # noqa: S311 - jitter
             except RegistryError as error:
                 self._lost(error)
@@ -64,6 +65,7 @@ class RegistryWatch:
         stream = self._registry.watch(self._snapshot.revision, self._snapshot.cluster_id)
         with self._lock:
             self._stream = stream
+        self._offer_state(RegistryState("in sync", self._registry.endpoint))
         relist_at = boottime() + RELIST_AFTER * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
         try:
             for changes in stream:
@@ -152,6 +154,8 @@ class RegistryWatch:
         self._offer_state(RegistryState("in sync", self._registry.endpoint))
 
     def _lost(self, error: RegistryError) -> None:
+        if self._inbox.stopped:
+            return  # the connection was closed by us
         refused = isinstance(error, Refused)
         self._offer_state(
             RegistryState("refused" if refused else "unreachable", self._registry.endpoint, str(error))

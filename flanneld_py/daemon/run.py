@@ -93,7 +93,7 @@ class Daemon:
     """Owns everything; `run` is the process's life."""
 
     def __init__(self, options: Options) -> None:
-        """Make all parts. Nothing is changed on the host yet but locks and the control socket.
+        """Make all parts. Nothing is changed on the host yet but locks.
 
         Raises:
             HostError, UsageError: this host or the command line makes a start pointless.
@@ -171,6 +171,8 @@ class Daemon:
         deadline = boottime() + STOP_WITHIN
         self._inbox.stop()
         self._registrywatch.stop()
+        # Ends calls to an etcd that hangs; in a thread of its own, as it may hang itself.
+        self._thread("registry-close", self._registry.close).start()
         self._monitor.interrupt()
         self._control.stop()
         for thread in threads:

@@ -99,13 +99,19 @@ def find_problems(levels: Levels) -> Iterator[Problem]:
             "apply-failed",
             f"{op}: {error} ({len(levels.report.failed)} in all)",
             "remove the cause; it is tried again by itself",
+            levels.report.failing_since,
         )
 
 
 def one_line(status: dict[str, Any]) -> str:
     """The status in a line, for `systemctl status`."""
+    if status["state"] == "stopped":
+        return "stopped; the data plane stays"
     if status["problems"]:
-        return f"{status['state']}: {status['problems'][0]['reason']}"
+        reason = " ".join(status["problems"][0]["reason"].splitlines())
+        return f"{status['state']}: {reason}"
+    if status["backend"] is None:
+        return f"{status['state']}: registry {status['registry']['state']}"
     subnets = " ".join(status["subnets"])
     return f"{status['state']}: {status['backend']} {subnets}, {status['peers']['count']} peers"
 

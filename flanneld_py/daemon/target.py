@@ -80,7 +80,9 @@ def _scope(inputs: Inputs, settings: Settings, state: State) -> Scope:
     for record in inputs.snapshot.records.values():
         for family, subnet in record.subnets.items():
             public = record.public_ips.get(family)
-            adoptable[subnet] = frozenset(ip for ip in (subnet.network_address, public) if ip is not None)
+            gateways = (ip for ip in (subnet.network_address, public) if ip is not None)
+            # Two records may share the subnet of one family.
+            adoptable[subnet] = adoptable.get(subnet, frozenset()) | frozenset(gateways)
     return Scope(
         prefix=settings.prefix,
         networks=tuple(dict.fromkeys((*inputs.network.config.networks, *settings.known_networks))),

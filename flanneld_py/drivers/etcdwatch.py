@@ -130,7 +130,8 @@ class WatchStream(Iterator[Changes]):
                 self._silent = True
                 self._call.cancel()
                 return
-            if self._over.wait(probe_seconds * random.uniform(0.9, 1.1)):  # noqa: S311 - only spreads load
+            pause = probe_seconds * random.uniform(0.9, 1.1) - answer_seconds  # noqa: S311 - only spreads load
+            if self._over.wait(pause):
                 return
             request = etcdrpc.WatchRequest(progress_request=etcdrpc.WatchProgressRequest())
             answer_seconds = later_answer_seconds

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 
 from flanneld_py.errors import KernelError
 
-SO_RCVBUFFORCE = 33  # not in Python's socket module before 3.14; asm-generic/socket.h
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h; Python's socket module does not name it
 SOL_NETLINK = 270
 NETLINK_ADD_MEMBERSHIP = 1
 NETLINK_CAP_ACK = 10

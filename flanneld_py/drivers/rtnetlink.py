@@ -39,7 +39,6 @@ A route of ours may have been changed into a blackhole, one without gateway or w
 one with a port or device of its own. No such row is ever wanted, so a plan replaces or deletes it.
 """
 
-
 ODD_NEXTHOP = NextHop("", NOT_ONE_GATEWAY[4], onlink=False)
 ODD_FDB_ATTRIBUTES = {rt.NDA_PORT, rt.NDA_VNI, rt.NDA_IFINDEX, rt.NDA_NH_ID}
 ETHERNET_GROUP_BIT = 0x01
@@ -82,7 +81,8 @@ class RtnetlinkTables:
         self._taken: set[int] = set()
         self._last_id = self._ids.start - 1
         self._odd_fdb: set[tuple[str, str]] = set()
-        self._odd_routes: dict[IPNetwork, list[RouteMark]] = {}
+        # Of each destination under which there is other than one route with the usual mark.
+        self._marks: dict[IPNetwork, list[RouteMark]] = {}
         # Of IPv6 routes: while one leads to its gateway's own address through another device, the kernel
         # refuses the new one ("device mismatch") instead of replacing the old (ip6_route_check_nh_onlink).
         self._devices6: dict[IPNetwork, str] = {}
@@ -148,7 +148,7 @@ class RtnetlinkTables:
             elif op.table == "fdb" and succeeded:
                 self._odd_fdb.discard(op.key)
             elif op.table == "routes" and succeeded:
-                self._odd_routes.pop(op.key, None)
+                self._marks.pop(op.key, None)
                 self._devices6.pop(op.key, None)
 
     def _index(self, dev: str) -> int:
@@ -209,13 +209,13 @@ class RtnetlinkTables:
         else:
             wanted = rt.set_route6(op.key, protocol, self._index(dev), via, onlink=onlink)
         usual = USUAL_MARK[op.key.version]
-        marks = self._odd_routes.get(op.key, [usual])
+        marks = self._marks.get(op.key, [usual])
         if [mark[1:] for mark in marks] == [usual[1:]] and self._devices6.get(op.key, dev) == dev:
             return [wanted]  # the kernel puts it in the place of the other, also of another protocol's
         return [*(rt.delete_route(op.key, *mark) for mark in marks), wanted]
 
     def _delete_route(self, op: Op) -> list[bytes]:
-        marks = self._odd_routes.get(op.key, [USUAL_MARK[op.key.version]])
+        marks = self._marks.get(op.key, [USUAL_MARK[op.key.version]])
         return [rt.delete_route(op.key, *mark) for mark in marks]
 
     # --- read -------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ class RtnetlinkTables:
     def observe(self, scope: Scope) -> State:
         self._names = {}
         self._odd_fdb = set()
-        self._odd_routes = {}
+        self._marks = {}
         self._devices6 = {}
         inside = rt.Inside(scope.networks)
         fdb: dict[tuple[str, str], IPAddress] = {}
@@ -253,8 +253,8 @@ class RtnetlinkTables:
     def _observe_fdb(self, index: int, dev: str, fdb: dict[tuple[str, str], IPAddress]) -> None:
         body = rt.NDMSG.pack(rt.AF_BRIDGE, index, 0, 0, 0)
         for datagram, start, end in self._socket.dump("FDB entries", rt.RTM_GETNEIGH, body):
-            _, owner, state, flags, _ = rt.NDMSG.unpack_from(datagram, start)
-            if owner != index or not state & rt.NUD_PERMANENT or not flags & rt.NTF_SELF:
+            _, owner, state, _, _ = rt.NDMSG.unpack_from(datagram, start)
+            if owner != index or not state & rt.NUD_PERMANENT:
                 continue
             found = attributes(datagram, start + rt.NDMSG.size, end)
             mac = found.get(rt.NDA_LLADDR, b"")
@@ -349,11 +349,11 @@ class RtnetlinkTables:
         usual = USUAL_MARK[destination.version]
         odd = NextHop("", NOT_ONE_GATEWAY[destination.version], onlink=False)
         if destination in routes:
-            self._odd_routes.setdefault(destination, [usual]).append(mark)
+            self._marks.setdefault(destination, [usual]).append(mark)
             routes[destination] = Route(odd)
             return
         if mark != usual:
-            self._odd_routes[destination] = [mark]
+            self._marks[destination] = [mark]
         if hop is None or mark[1:] != usual[1:]:
             hop = odd
         if destination.version == 6:

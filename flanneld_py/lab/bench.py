@@ -2,7 +2,7 @@
 
 All pairs of hosts stand side by side and take turns, so that noise of the machine meets all of them, and each
 figure is also given as a ratio to the plain routes of the same round. The hosts share this machine's CPUs and
-memory: the ratios say something about real hosts, the absolute figures do not.
+memory: read the ratios, not the absolute figures.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _joined(path: str, hosts: Sequence[Host]) -> Pair:
     return Pair(path, client, server)
 
 
-def measure(pair: Pair, seconds: float) -> Sample:
+def measure(pair: Pair, seconds: int) -> Sample:
     """One sample, which takes about a second more than `seconds`.
 
     Raises:
@@ -82,12 +82,12 @@ def measure(pair: Pair, seconds: float) -> Sample:
     return Sample(stream.bits_per_second / 1e9, pings.rtt * 1000)
 
 
-def bench(rounds: int = 5, seconds: float = 2, say: Callable[[str], None] = print) -> None:
+def bench(rounds: int = 5, seconds: int = 2, say: Callable[[str], None] = print) -> None:
     """Measure all paths `rounds` times in turn and print medians, ranges, and ratios.
 
     Args:
         rounds: samples of each path.
-        seconds: length of each TCP stream.
+        seconds: length of each TCP stream (iperf3 takes whole seconds, and 0 for endless).
         say: prints one line.
 
     Raises:
@@ -98,7 +98,7 @@ def bench(rounds: int = 5, seconds: float = 2, say: Callable[[str], None] = prin
         raise LabError(f"The bench cannot run here: {reason}")
     with Lab() as lab:
         pairs = [routed_pair(lab), *(overlay_pair(lab, overlay) for overlay in OVERLAYS.values())]
-        say(f"{rounds} rounds of {len(pairs)} paths, {seconds:g} s of TCP and {_PINGS} pings each")
+        say(f"{rounds} rounds of {len(pairs)} paths, {seconds} s of TCP and {_PINGS} pings each")
         samples: dict[str, list[Sample]] = {pair.path: [] for pair in pairs}
         for number in range(1, rounds + 1):
             for pair in pairs:

@@ -14,5 +14,5 @@ def _hear_nothing(_watch: HostWatch) -> None:
 
 
 if __name__ == "__main__":
-    HostWatch.run = _hear_nothing  # type: ignore[method-assign]
+    HostWatch.run = _hear_nothing  # type: ignore[assignment, method-assign]
     main()

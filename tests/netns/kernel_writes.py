@@ -1,7 +1,7 @@
 """What a process told the kernel to change, from strace's dump of every byte that it sent.
 
-strace's own decoding is not relied on: it gives up where it cannot learn a socket's protocol. The messages are
-taken apart here by linux/netlink.h and linux/rtnetlink.h.
+strace's own decoding is not relied on: it gives up where it cannot learn a socket's protocol. The messages
+are taken apart here, by linux/netlink.h and linux/rtnetlink.h.
 """
 
 from __future__ import annotations
@@ -73,11 +73,13 @@ def kernel_writes(trace: Path) -> Trace:
     reads, writes = 0, []
     for number, (call, sent) in enumerate(_calls(trace)):
         if sent:
-            for action, line in _messages(sent):
-                reads += action == "get"
-                writes += [Write(line, number)] if action != "get" else []
-        elif (line := _other_change(call)) is not None:
-            writes.append(Write(line, number))
+            for action, subject in _messages(sent):
+                if action == "get":
+                    reads += 1
+                else:
+                    writes.append(Write(f"{action} {subject}", number))
+        elif change := _other_change(call):
+            writes.append(Write(change, number))
     return Trace(reads, writes)
 
 
@@ -96,9 +98,9 @@ def _calls(trace: Path) -> Iterator[tuple[str, bytes]]:
             if line.startswith(" "):
                 continue  # " * 52 bytes in buffer 0"
             if call:
-                yield call, bytes(sent) if "<NETLINK:" in call.split(">", 1)[0] else b""
+                yield call, _on_netlink(call, sent)
             call, sent = "", bytearray()
-            pid = line.split(" ", 1)[0]
+            pid = line.partition(" ")[0]
             if "<unfinished ...>" in line:
                 begun[pid] = line
             elif _RESUMED.match(line):
@@ -106,24 +108,28 @@ def _calls(trace: Path) -> Iterator[tuple[str, bytes]]:
             elif _CALL.match(line):
                 call = line
     if call:
-        yield call, bytes(sent) if "<NETLINK:" in call.split(">", 1)[0] else b""
+        yield call, _on_netlink(call, sent)
 
 
-def _other_change(call: str) -> str | None:
-    """A sysctl opened for writing, or an ioctl that changes an interface or a route."""
+def _on_netlink(call: str, sent: bytearray) -> bytes:
+    return bytes(sent) if "<NETLINK:" in call.partition(">")[0] else b""
+
+
+def _other_change(call: str) -> str:
+    """A sysctl opened for writing, or an ioctl that changes an interface or a route; else nothing."""
     match = _CALL.match(call)
     if match is None:
-        return None
+        return ""
     name, arguments = match.groups()
     if name == "openat" and '"/proc/sys/' in arguments and re.search(r"O_WRONLY|O_RDWR", arguments):
         return f"open {arguments.split(chr(34))[1]}"
     if name == "ioctl" and (request := _CHANGING_IOCTL.search(arguments)):
         return f"ioctl {request[1]}"
-    return None
+    return ""
 
 
 def _messages(datagram: bytes) -> Iterator[tuple[str, str]]:
-    """Action and line of each message."""
+    """Action and subject of each message."""
     start = 0
     while start + _HEADER.size <= len(datagram):
         length, kind, *_ = _HEADER.unpack_from(datagram, start)
@@ -131,7 +137,7 @@ def _messages(datagram: bytes) -> Iterator[tuple[str, str]]:
             return  # what iproute2 pads its dump requests with
         action = _ACTIONS[kind & 3]
         if kind >= _RTM_BASE:
-            yield action, f"{action} {_subject(kind & ~3, datagram[start + _HEADER.size : start + length])}"
+            yield action, _subject(kind & ~3, datagram[start + _HEADER.size : start + length])
         start += length + 3 & ~3
 
 
@@ -140,22 +146,24 @@ def _subject(family: int, message: bytes) -> str:
     body, found = message[: shape.body], _attributes(message[shape.body :])
     match shape.noun:
         case "link":  # IFLA_IFNAME 3, IFLA_IFALIAS 20
-            (index,) = struct.unpack_from("=i", body, 4)
             name, alias = (found.get(kind, b"").rstrip(b"\0").decode() for kind in (3, 20))
-            return f"link {name or index}" + (f" alias {alias}" if alias else "")
+            which = name or str(struct.unpack_from("=i", body, 4)[0])
+            which += f" alias {alias}" if alias else ""
         case "address":  # IFA_ADDRESS 1, IFA_LOCAL 2
-            return f"address {_address(found.get(2) or found.get(1))}/{body[1]}"
+            which = f"{_address(found.get(2) or found.get(1))}/{body[1]}"
         case "route":  # RTA_DST 1
-            return f"route {_address(found.get(1))}/{body[1]}"
+            which = f"{_address(found.get(1))}/{body[1]}"
         case "neigh" if body[0] == _AF_BRIDGE:  # NDA_LLADDR 2
             return f"fdb {found.get(2, b'').hex(':')}"
         case "neigh":  # NDA_DST 1
-            return f"neigh {_address(found.get(1))}"
-        case "nexthop" if 6 in found:  # NHA_GATEWAY
-            return f"nexthop {_address(found[6])}"
-        case "nexthop":  # NHA_ID
-            return f"nexthop {int.from_bytes(found.get(1, b''), sys.byteorder)}"
-    return shape.noun
+            which = _address(found.get(1))
+        case "nexthop":  # NHA_ID 1, NHA_GATEWAY 6
+            which = (
+                _address(found[6]) if 6 in found else str(int.from_bytes(found.get(1, b""), sys.byteorder))
+            )
+        case _:
+            which = ""
+    return f"{shape.noun} {which}".strip()
 
 
 def _attributes(payload: bytes) -> dict[int, bytes]:

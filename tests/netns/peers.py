@@ -37,7 +37,7 @@ class Peer:
 
 
 def make_peers(etcd: EtcdServer, count: int) -> list[Peer]:
-    """Peers in subnets of 10.5.0.0/16 that nobody has leased, at 192.0.2.100 and up; nothing is stored yet."""
+    """Peers at 192.0.2.100 and up, in subnets of 10.5.0.0/16 that nobody has leased; not stored yet."""
     taken = {key.partition("&")[0] for key in etcd.leases()}
     free = [number for number in range(1, 255) if f"10.5.{number}.0-24" not in taken]
     return [
@@ -46,12 +46,14 @@ def make_peers(etcd: EtcdServer, count: int) -> list[Peer]:
     ]
 
 
-def change_peers(etcd: EtcdServer, backend: str, *, put: Iterable[Peer] = (), gone: Iterable[Peer] = ()) -> None:
+def change_peers(
+    etcd: EtcdServer, backend: str, *, put: Iterable[Peer] = (), gone: Iterable[Peer] = ()
+) -> None:
     """Store and remove records, all in one revision."""
     lease = etcd.ctl("lease", "grant", str(LIFETIME)).split()[1]
     requests = [f"del {etcd.prefix}/subnets/{peer.key}" for peer in gone]
     for peer in put:
         value = json.dumps(peer.record(backend), separators=(",", ":"))
-        # Quoted twice: etcdctl's reader of transactions takes Go strings, and cuts off what is in single quotes.
+        # Quoted twice: in a transaction etcdctl takes Go strings, and cuts off what is in single quotes.
         requests.append(f"put --lease={lease} {etcd.prefix}/subnets/{peer.key} {json.dumps(value)}")
     etcd.ctl("txn", text="\n" + "\n".join(requests) + "\n\n\n")

@@ -127,6 +127,14 @@ def test_rows_come_and_go(net: Namespace, tables: RtnetlinkTables) -> None:
     assert tables.observe(SCOPE) == State()
 
 
+def test_routes_shown_by_nothing_but_their_nexthop_id(net: Namespace, tables: RtnetlinkTables) -> None:
+    rows = peers(3, 4)
+    carry_out(tables, sets(rows))
+    net.run("sysctl", "-qw", "net.ipv4.nexthop_compat_mode=0")
+    assert all("gateway" not in row for row in net.show("-4", "route", "show", "root", "10.5.0.0/16"))
+    assert tables.observe(SCOPE) == rows
+
+
 def test_a_new_mac_and_address_replace_the_old(net: Namespace, tables: RtnetlinkTables) -> None:
     carry_out(tables, sets(peers(3)))
     base, mac = ip_address("10.5.3.0"), "02:00:00:00:04:03"
@@ -395,6 +403,15 @@ def test_a_strange_fdb_entry_is_seen_and_repaired(
     left = [row for row in net.show("bridge", "fdb", "show", "dev", DEV) if row["mac"] == mac]
     assert [{"dst", "port", "viaIf", "nhid"} & row.keys() for row in left] == [{"dst"}] * (repair == "set")
     assert tables.observe(SCOPE).fdb == ({(DEV, mac): wanted} if repair == "set" else {})
+
+
+def test_what_stood_in_the_way_may_be_gone_meanwhile(net: Namespace, tables: RtnetlinkTables) -> None:
+    rows = peers(3)
+    net.ip("route add 10.5.3.0/24 proto 96 metric 50 via 192.0.2.9")
+    tables.observe(SCOPE)
+    net.ip("route del 10.5.3.0/24")
+    carry_out(tables, sets(rows))
+    assert shown(net) == rows
 
 
 @pytest.mark.parametrize("direction", ["into the overlay", "out of it"])

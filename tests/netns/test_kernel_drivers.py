@@ -170,6 +170,13 @@ def test_why_a_link_cannot_be_made(net: Namespace, links: KernelLinks) -> None:
     assert len(net.show("link", "show", "type", "vxlan")) == 1
 
 
+def test_a_failed_creation_marks_nobody(net: Namespace, links: KernelLinks) -> None:
+    """The name is taken, if not by a device we see by that name: as when somebody was quicker."""
+    net.ip("link add other type bridge", f"link property add dev other altname {DEV}")
+    assert outcome(links, "set", "links", DEV, LINK) == "cannot create flannel.1: File exists (EEXIST)"
+    assert net.show("link", "show", "dev", "other")[0].get("ifalias") is None
+
+
 def test_a_taken_udp_port_is_named(net: Namespace, links: KernelLinks) -> None:
     squatter = (
         "import socket,sys; s = socket.socket(2, 2); s.bind(('', 8472)); print(flush=True); sys.stdin.read()"
@@ -285,21 +292,24 @@ def test_go_flannels_device_is_adopted(
 
 
 @pytest.mark.parametrize(
-    ("name", "addresses"),
+    ("name", "alias", "addresses"),
     [
-        (DEV, ()),
-        (DEV, ("203.0.113.1/32",)),
-        (DEV, ("10.5.34.0/32", "203.0.113.1/32")),
-        (DEV, ("10.5.34.0/32", "10.5.35.0/32")),
-        ("flannel", ("10.5.34.0/32",)),
-        ("vxlan.1", ("10.5.34.0/32",)),
-        ("flannel.x", ("10.5.34.0/32",)),
+        (DEV, "", ()),
+        (DEV, "", ("203.0.113.1/32",)),
+        (DEV, "", ("10.5.34.0/32", "203.0.113.1/32")),
+        (DEV, "", ("10.5.34.0/32", "10.5.35.0/32")),
+        (DEV, "mine", ("10.5.34.0/32",)),
+        (DEV, link_alias("/another/prefix"), ("10.5.34.0/32",)),
+        ("flannel", "", ("10.5.34.0/32",)),
+        ("vxlan.1", "", ("10.5.34.0/32",)),
+        ("flannel.x", "", ("10.5.34.0/32",)),
     ],
 )
 def test_another_programs_device_is_not_adopted(
-    net: Namespace, links: KernelLinks, name: str, addresses: tuple[str, ...]
+    net: Namespace, links: KernelLinks, name: str, alias: str, addresses: tuple[str, ...]
 ) -> None:
     net.ip(GO_DEVICE[0].format(name, "192.0.2.1"), *(f"addr add {a} dev {name}" for a in addresses))
+    net.run("ip", "link", "set", name, "alias", alias)
     assert links.observe(SCOPE) == State()
     error = outcome(links, "del", "links", name)
     assert error is not None

@@ -206,6 +206,29 @@ def test_a_device_made_later_is_followed(net: Namespace, agent: Agent, monitor: 
     assert heard.ours
 
 
+def test_a_device_that_takes_a_followed_name_is_followed(net: Namespace, monitor: Monitor) -> None:
+    monitor.follow(["late0"], NETWORKS)
+    net.ip(f"neigh add 10.5.9.0 dev u0 lladdr {MAC} nud permanent")
+    assert monitor.wait(QUIET) is None
+    net.ip("link set u0 down", "link set u0 name late0", "link set late0 up")
+    heard = monitor.wait(SOON)
+    assert heard is not None
+    assert "late0" in heard.links
+    while monitor.wait(QUIET) is not None:
+        pass  # the carrier comes back a little later
+    net.ip(f"neigh add 10.5.9.0 dev late0 lladdr {MAC} nud permanent")
+    assert monitor.wait(SOON) == Heard(ours=True)
+
+
+def test_of_unchanged_links_only_the_followed_are_told(net: Namespace, monitor: Monitor) -> None:
+    net.ip("link set u0 mtu 1400", f"link set {DEV} mtu 1300")
+    assert monitor.wait(SOON) == Heard(links=frozenset({"u0", DEV}), host=True)
+    net.ip("link set u0 txqueuelen 77")
+    assert monitor.wait(QUIET) is None
+    net.ip(f"link set {DEV} type vxlan learning")
+    assert monitor.wait(SOON) == Heard(links=frozenset({DEV}))
+
+
 def test_a_burst_is_one_wakeup_and_cheap(net: Namespace, agent: Agent) -> None:
     tables, monitor = agent.make(RtnetlinkTables, PREFIX), agent.make(Monitor)
     monitor.follow([DEV], NETWORKS)

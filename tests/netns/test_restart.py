@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pytest
+
+from flanneld_py.lab import wait_for
 from tests.netns.kernel_writes import STRACE, Trace, kernel_writes
 from tests.netns.oracle import differences, own_key, wait_in_order
 from tests.netns.peers import Peer, change_peers, make_peers
 from tests.netns.scenes import BACKENDS, overlay
-
-from flanneld_py.lab import wait_for
 
 if TYPE_CHECKING:
     from flanneld_py.lab import Daemon, Host, Lab
@@ -29,7 +29,9 @@ def revision(lab: Lab) -> int:
 
 def wait_in_sync(daemon: Daemon) -> None:
     daemon.wait_ready()
-    wait_for(lambda: daemon.status()["state"], 5, "the daemon to be in sync", lambda state: state == "in sync")
+    wait_for(
+        lambda: daemon.status()["state"], 5, "the daemon to be in sync", lambda state: state == "in sync"
+    )
 
 
 def stop_and_read_trace(daemon: Daemon) -> Trace:
@@ -186,6 +188,7 @@ def test_the_count_of_kernel_writes_misses_none(lab: Lab) -> None:
         "ip neigh add 192.0.2.77 lladdr 02:00:00:00:00:77 dev eth0": "set neigh 192.0.2.77",
         "ip nexthop add id 7 via 192.0.2.254 dev eth0": "set nexthop 192.0.2.254",
         "ip nexthop delete id 7": "del nexthop 7",
+        "ip nexthop show": None,
         "bridge link show": None,
         "echo 0 >/proc/sys/net/ipv4/conf/all/log_martians": "open /proc/sys/net/ipv4/conf/all/log_martians",
         "cat /proc/sys/net/ipv4/ip_forward": None,

@@ -58,7 +58,7 @@ class FakeKernel:
             return f"Cannot find device {new.dev}"
         old = links.get(name)
         if old is None:
-            if any(_collide(new, other) for other in links.values()):
+            if any(collide(new, other) for other in links.values()):
                 return "A VXLAN device with the specified VNI already exists, or: Address already in use"
             self.tables["sysctls"][f"net/ipv6/conf/{name}/accept_ra"] = "1"
         elif (old.vni, old.port, old.gbp, old.local.version) != (
@@ -161,7 +161,7 @@ class FakeKernel:
             del rows[key]
 
 
-def _collide(one: VxlanLink, other: VxlanLink) -> bool:
+def collide(one: VxlanLink, other: VxlanLink) -> bool:
     """One socket per port, family and set of flags; behind one socket a VNI names one device."""
     if (one.port, one.local.version) != (other.port, other.local.version):
         return False

@@ -41,7 +41,7 @@ from flanneld_py.model import (
 
 # No deadline: a busy machine is no defect.
 usual = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-thorough = settings(usual, max_examples=200)
+thorough = settings(usual, max_examples=150)
 
 PREFIX = "/coreos.com/network"
 NETWORKS: dict[Family, IPNetwork] = {4: IPv4Network("10.5.0.0/16"), 6: IPv6Network("fd00:5::/48")}

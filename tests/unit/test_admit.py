@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, ip_address, ip_network
 from random import Random
 from typing import Any
 
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flanneld_py.core.admit import Peers, admit
-from flanneld_py.model import Family, Host, NetworkConfig, PerFamily, Record
+from flanneld_py.model import Family, Host, NetworkConfig, PerFamily, Record, SubnetRange
 from tests.unit import strategies
 from tests.unit.strategies import (
     NETWORKS,
@@ -51,6 +51,8 @@ class World:
     own: Record = OWN
     config: NetworkConfig = field(default_factory=strategies.config)
     here: Host = field(default_factory=lambda: host(1))
+    departed: tuple[Record, ...] = ()
+    """Records that have just left the registry."""
 
 
 @st.composite
@@ -62,17 +64,21 @@ def worlds(draw: st.DrawFn) -> World:
     records = [draw(clashing_records(name, families)) for name in names]
     if draw(st.booleans()):
         records.insert(draw(st.integers(0, len(records))), own)
-    return World(tuple(records), own, strategies.config("vxlan", families), host(1, families))
+    gone = draw(st.sets(st.sampled_from(["gone1", "gone2", "r0", "r1"]), max_size=2))
+    departed = tuple(draw(clashing_records(name, families)) for name in sorted(gone))
+    return World(tuple(records), own, strategies.config("vxlan", families), host(1, families), departed)
 
 
 def screened(world: World) -> Peers:
-    return admit(snapshot_of(world.records), world.own, world.config, world.here, "vxlan")
+    return admit(snapshot_of(world.records), world.own, world.config, world.here, "vxlan", world.departed)
 
 
 def twin(world: World) -> list[str]:
     """The keys to accept, oldest first: the rules as the documentation words them, pair by pair."""
     accepted: list[Record] = []
-    for record in sorted(world.records, key=lambda r: (r.create_revision, r.key)):
+    present = {record.key for record in world.records}
+    gone = [r for r in world.departed if r.key not in present and r.node_id != world.own.node_id]
+    for record in [*sorted(world.records, key=age), *sorted(gone, key=age)]:
         if record.key == world.own.key or record.backend_type != "vxlan":
             continue
         if any(harms(record, family, world.here) for family, _ in world.config.ranges.items()):
@@ -80,6 +86,10 @@ def twin(world: World) -> list[str]:
         if not any(clash(record, older) for older in [world.own, *accepted]):
             accepted.append(record)
     return [record.key for record in accepted]
+
+
+def age(record: Record) -> tuple[int, str]:
+    return record.create_revision, record.key
 
 
 def harms(record: Record, family: Family, here: Host) -> bool:
@@ -109,8 +119,8 @@ def clash(one: Record, other: Record) -> bool:
 def test_as_the_slow_twin(world: World) -> None:
     peers = screened(world)
     assert [record.key for record in peers.accepted] == twin(world)
-    others = {record.key for record in world.records} - {"own"}
-    assert {record.key for record in peers.accepted} | set(peers.rejected) == others
+    others, gone = {r.key for r in world.records} - {"own"}, {r.key for r in world.departed}
+    assert {record.key for record in peers.accepted} - (gone - others) | set(peers.rejected) == others
     assert not {record.key for record in peers.accepted} & set(peers.rejected)
     assert all(peers.rejected.values())
 
@@ -118,8 +128,9 @@ def test_as_the_slow_twin(world: World) -> None:
 @thorough
 @given(worlds(), st.randoms(use_true_random=False))
 def test_the_order_of_records_does_not_matter(world: World, random: Random) -> None:
-    shuffled = random.sample(world.records, len(world.records))
-    assert screened(replace(world, records=tuple(shuffled))) == screened(world)
+    records = tuple(random.sample(world.records, len(world.records)))
+    departed = tuple(random.sample(world.departed, len(world.departed)))
+    assert screened(replace(world, records=records, departed=departed)) == screened(world)
 
 
 @thorough
@@ -130,15 +141,25 @@ def test_none_of_the_accepted_harms_us_or_each_other(world: World) -> None:
         assert not clash(record, world.own)
         assert world.here.external.public.v4 not in record.public_ips.values()
         assert not any(clash(record, other) for other in accepted[:number])
-        assert record in world.records
+        assert record in (*world.records, *world.departed)
 
 
 @thorough
 @given(worlds(), clashing_records("newcomer"))
 def test_a_newcomer_never_displaces_anybody(world: World, newcomer: Record) -> None:
+    # The departed make room for anybody.
+    world = replace(world, departed=())
     before = screened(world).accepted
     records = (*world.records, replace(newcomer, create_revision=99))
     assert screened(replace(world, records=records)).accepted[: len(before)] == before
+
+
+@thorough
+@given(worlds())
+def test_the_departed_displace_nobody_and_are_not_complained_of(world: World) -> None:
+    with_them, without = screened(world), screened(replace(world, departed=()))
+    assert with_them.accepted[: len(without.accepted)] == without.accepted
+    assert with_them.rejected == without.rejected
 
 
 # --- by example -----------------------------------------------------------------------------------
@@ -202,6 +223,16 @@ def test_a_subnet_outside_the_network(net: str) -> None:
     )
 
 
+def test_a_subnet_around_the_network() -> None:
+    wide = SubnetRange(IPv4Network("10.4.0.0/16"), 24, ip_address("10.4.1.0"), ip_address("10.4.255.0"))
+    own = replace(OWN, subnets=PerFamily(ip_network("10.4.1.0/24")))
+    greedy = peer(9, subnets=PerFamily(ip_network("10.4.0.0/15")))
+    config = replace(strategies.config(), ranges=PerFamily(wide))
+    assert screened(World((own, greedy), own, config)).rejected == {
+        "peer-9": "subnet 10.4.0.0/15 lies outside the Network 10.4.0.0/16"
+    }
+
+
 @pytest.mark.parametrize(
     ("public", "said"),
     [
@@ -251,6 +282,13 @@ def test_a_family_that_is_not_ours_is_no_fault() -> None:
         public_ips=PerFamily(underlay(4, 9)),
     )
     assert reason(dual) == ""
+
+
+def test_our_own_departed_record_is_no_peer() -> None:
+    ours = peer(7, node_id="node-1")
+    assert screened(World((OWN,), departed=(ours, replace(OWN, key="was"), peer(8, node_id="")))) == Peers(
+        (peer(8, node_id=""),), {}
+    )
 
 
 def test_ten_thousand_records_are_not_compared_pair_by_pair() -> None:

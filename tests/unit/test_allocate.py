@@ -262,6 +262,16 @@ def test_our_address_under_a_silent_node_is_adopted_with_its_subnet() -> None:
     assert (found.record, found.wanted.node_id) == (theirs, "node-1")
 
 
+def test_of_several_records_with_our_address_the_oldest_counts() -> None:
+    one, other = record(9, 2, create_revision=3), record(3, 3, create_revision=4)
+    ours: PerFamily[IPAddress] = PerFamily(underlay(4, 1))
+    records = [replace(one, public_ips=ours), replace(other, public_ips=ours)]
+    for order in (records, records[::-1]):
+        found = decide(*order)
+        assert isinstance(found, Conflict)
+        assert found.record.key == "10.5.9.0-24"
+
+
 @pytest.mark.parametrize("previous", [(), (PerFamily(subnet(4, 3)),)], ids=["no subnet.env", "subnet.env"])
 def test_go_flannels_record_of_this_host_is_adopted(previous: tuple[Subnets, ...]) -> None:
     gos = record(3, 1, node_id="")

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -205,6 +206,17 @@ def test_a_dry_run_tells_the_same_and_does_nothing() -> None:
     kernel = InMemory()
     assert removal(kernel, dry_run=True).removed == LINES
     assert kernel.state == FULL
+
+
+def test_a_reader_that_leaves_stops_nothing() -> None:
+    kernel, (read, write) = InMemory(), os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w", buffering=1) as gone, redirect_stdout(gone):
+        _remove_objects(Executor((kernel,)), Scope("/p", ()), Journal(dry_run=False, quiet=False))
+        # What is still buffered for the gone reader must not fail the test when the file is closed.
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), gone.fileno())
+    assert kernel.state == State()
 
 
 def test_what_is_refused_is_told_once_and_holds_up_nothing_else() -> None:

@@ -142,7 +142,7 @@ def test_a_published_address_that_is_not_the_interfaces() -> None:
 
 def test_before_anything_is_known() -> None:
     status = compose(Levels(), Process(1, "/p", "n"))
-    assert status.keys() == KEYS, "the keys that are relied on are those that the daemon gives"
+    assert status.keys() >= KEYS
     text = shown(status)
     assert "starting, not ready" in text
     assert "none: no valid network config yet" in text

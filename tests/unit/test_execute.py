@@ -1,8 +1,10 @@
-"""Carrying out a plan when something fails: what can be done is, what depends on a failure waits, the rest heals."""
+"""Carrying out a plan when something fails: what can be done is done, what needs the failed op waits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_interface, ip_network
 from itertools import pairwise
 
 import pytest
@@ -13,8 +15,8 @@ from flanneld_py.core.plan import plan
 from flanneld_py.daemon.execute import Executor
 from flanneld_py.drivers.base import Driver
 from flanneld_py.errors import KernelError
-from flanneld_py.model import NextHop, Op, Outcome, Route, Scope, State, Table
-from tests.unit.fake_kernel import FakeKernel, kernels
+from flanneld_py.model import NextHop, Op, Outcome, Route, Scope, State, Table, VxlanLink
+from tests.unit.fake_kernel import FakeKernel, collide, kernels
 from tests.unit.strategies import PREFIX, TABLES, states, thorough, usual
 
 PARTS: tuple[tuple[Table, ...], ...] = (
@@ -45,6 +47,9 @@ class FakeDriver:
         return [Outcome(op, "Refused" if self.refuses(op) else self.kernel.apply(op)) for op in ops]
 
 
+LINK = VxlanLink(1, 8472, "eth0", ip_address("192.0.2.1"), 1450, "02:00:00:00:00:01", "")
+
+
 def executor(
     kernel: FakeKernel, refuses: Callable[[Op], bool] = lambda _: False
 ) -> tuple[Executor, list[FakeDriver]]:
@@ -57,66 +62,94 @@ def scope(want: State) -> Scope:
     return Scope(PREFIX, (), sysctls=frozenset(want.sysctls))
 
 
-def dependants(ops: Sequence[Op], causes: Sequence[Op], want: State) -> set[Op]:
-    """The ops that cannot be done when `causes` are not, by what the kernel or the promise of a file needs."""
-    lost, found = set(causes), True
-    while found:
-        found = {op for op in ops if op not in lost and any(needs(op, other, want) for other in lost)}
-        lost |= found
-    return lost - set(causes)
+@dataclass(frozen=True)
+class Case:
+    """A plan of which some ops will be refused."""
 
+    want: State
+    have: State
+    ops: Sequence[Op]
+    refused: frozenset[Op]
 
-def needs(op: Op, other: Op, want: State) -> bool:
-    """Whether `op` needs `other` to have been done."""
-    if op.verb == "del":
-        return False
-    if other.verb == "del":
-        # The kernel refuses the new device beside the old one.
-        return op.table == other.table == "links"
-    match op.table, op.key, op.value:
-        case "addrs" | "fdb" | "neighs", (dev, _), _:
-            return (other.table, other.key) == ("links", dev)
-        case "sysctls", str(path), _:
-            return other.table == "links" and f"/{other.key}/" in path
-        case "nexthops", NextHop() as hop, _:
-            return (other.table, other.key) == ("links", hop.dev)
-        case "routes", _, Route() as route:
-            hop = route.nexthop
-            mac = want.neighs.get((hop.dev, hop.via))
-            return (other.table, other.key) in [
-                ("links", hop.dev),
-                ("nexthops", hop),
-                ("neighs", (hop.dev, hop.via)),
-                ("fdb", (hop.dev, mac)),
-            ]
-        case "files", _, _:
+    @property
+    def hopeless(self) -> set[Op]:
+        """The ops that need a refused one, directly or not."""
+        lost = set(self.refused)
+        while more := {op for op in self.ops if op not in lost and any(self.needs(op, o) for o in lost)}:
+            lost |= more
+        return lost - self.refused
+
+    def needs(self, op: Op, other: Op) -> bool:
+        """Whether the kernel, or the promise of a file, wants `other` done before `op`."""
+        if (op.table, op.verb, other.table, other.verb) == ("links", "set", "links", "del"):
+            # A device cannot be made beside the one that it replaces.
+            return op.key == other.key or collide(self.want.links[op.key], self.have.links[other.key])
+        if other.verb == "del" or (other.table == "links" and self.stands(other.key)):
+            return False
+        if op.verb == "del":
+            # A device needs an address all the time, the new one or the old one.
+            address = op.table == other.table == "addrs" and op.key[0] == other.key[0]
+            return address or (op.table, op.key) in self.under_the_old(other)
+        if op.table == "files":
             return other.table in ("links", "addrs")
-    return False
+        return (other.table, other.key) in self.under(op)
+
+    def stands(self, device: str) -> bool:
+        before = self.have.links.get(device)
+        return before is not None and before.up and Op("del", "links", device) not in self.ops
+
+    def under_the_old(self, op: Op) -> list[tuple[str, object]]:
+        """Table and key of what carries the row that `op` replaces."""
+        if op.table == "routes" and op.key in self.have.routes:
+            hop = self.have.routes[op.key].nexthop
+            neighbour = (hop.dev, hop.via)
+            fdb = (hop.dev, self.have.neighs.get(neighbour))
+            return [("nexthops", hop), ("neighs", neighbour), ("fdb", fdb)]
+        if op.table == "neighs" and op.key in self.have.neighs:
+            return [("fdb", (op.key[0], self.have.neighs[op.key]))]
+        return []
+
+    def under(self, op: Op) -> list[tuple[str, object]]:
+        """Table and key of what must stand for `op`."""
+        match op.table, op.key, op.value:
+            case "addrs" | "fdb" | "neighs", (dev, _), _:
+                return [("links", dev)]
+            case "sysctls", str(path), _:
+                return [("links", path.split("/")[-2])]
+            case "nexthops", NextHop() as hop, _:
+                return [("links", hop.dev)]
+            case "routes", _, Route(hop):
+                neighbour = (hop.dev, hop.via)
+                mac = self.want.neighs.get(neighbour)
+                fdb = (hop.dev, mac)
+                return [("links", hop.dev), ("nexthops", hop), ("neighs", neighbour), ("fdb", fdb)]
+        return []
 
 
-def check_failure(want: State, kernel: FakeKernel, refused: Sequence[Op], ops: Sequence[Op]) -> None:
-    """Apply `ops` with some refused; all others but their dependants are done, and the next pass ends it."""
-    works, drivers = executor(kernel, refuses=lambda op: op in refused)
-    outcomes = works.apply(ops, want)
-    assert [outcome.op for outcome in outcomes] == list(ops)
+def check_failure(case: Case, kernel: FakeKernel) -> None:
+    """All but the refused ops and what needs them are done, and the next pass ends it."""
+    works, drivers = executor(kernel, refuses=lambda op: op in case.refused)
+    works.observe(scope(case.want))
+    outcomes = works.apply(case.ops, case.want, case.have)
+    assert [outcome.op for outcome in outcomes] == case.ops
     failed = {op for op, error in outcomes if error is not None}
-    hopeless = dependants(ops, refused, want)
-    assert failed == set(refused) | hopeless
+    assert failed == case.refused | case.hopeless
     tried = {op for driver in drivers for batch in driver.batches for op in batch}
-    # Only the kernel can tell that an old device is in the way, and what a sysctl needs; the rest is not tried.
-    assert {op for op in hopeless & tried if op.table not in ("links", "sysctls")} == set()
-    for op in set(ops) - failed:
+    # That an old device is in the way is for the kernel to say.
+    assert {op.table for op in case.hopeless & tried} <= {"links"}
+    # A device may be deleted and made anew: what was done last stands.
+    for op in {(op.table, op.key): op for op in case.ops if op not in failed}.values():
         rows = kernel.tables[op.table]
         assert (rows.get(op.key) == op.value) if op.verb == "set" else (op.key not in rows)
-    heal(want, kernel)
+    heal(case.want, kernel)
 
 
 def heal(want: State, kernel: FakeKernel) -> None:
     """As the reconciler does: read, plan, apply, until there is nothing left."""
     works, _ = executor(kernel)
     for _ in range(3):
-        ops = plan(want, works.observe(scope(want)))
-        assert all(error is None for _, error in works.apply(ops, want))
+        have = works.observe(scope(want))
+        assert all(error is None for _, error in works.apply(plan(want, have), want, have))
     assert works.observe(scope(want)) == want
 
 
@@ -126,26 +159,29 @@ def heal(want: State, kernel: FakeKernel) -> None:
 @usual
 @given(states(), kernels())
 def test_a_failure_at_any_one_op_costs_that_op_and_what_needs_it(want: State, kernel: FakeKernel) -> None:
-    ops = plan(want, kernel.observe(want.sysctls))
+    have = kernel.observe(want.sysctls)
+    ops = plan(want, have)
     for refused in ops:
-        check_failure(want, kernel.copy(), [refused], ops)
+        check_failure(Case(want, have, ops, frozenset({refused})), kernel.copy())
 
 
 @thorough
 @given(states(), kernels(), st.data())
 def test_so_do_several_failures(want: State, kernel: FakeKernel, data: st.DataObject) -> None:
-    ops = plan(want, kernel.observe(want.sysctls))
+    have = kernel.observe(want.sysctls)
+    ops = plan(want, have)
     if ops:
-        refused = data.draw(st.lists(st.sampled_from(ops), min_size=2, max_size=6))
-        check_failure(want, kernel, refused, ops)
+        refused = data.draw(st.frozensets(st.sampled_from(ops), min_size=1, max_size=6))
+        check_failure(Case(want, have, ops, refused), kernel)
 
 
 @usual
 @given(states(), kernels())
 def test_every_table_in_one_batch_to_its_driver(want: State, kernel: FakeKernel) -> None:
     works, drivers = executor(kernel)
-    ops = plan(want, works.observe(scope(want)))
-    assert [outcome.op for outcome in works.apply(ops, want)] == ops
+    have = works.observe(scope(want))
+    ops = plan(want, have)
+    assert [outcome.op for outcome in works.apply(ops, want, have)] == ops
     batches = [batch for driver in drivers for batch in driver.batches]
     assert sorted(map(repr, ops)) == sorted(repr(op) for batch in batches for op in batch)
     for driver in drivers:
@@ -181,27 +217,63 @@ def test_what_cannot_be_read_is_no_empty_table() -> None:
 
 def test_nothing_to_do_bothers_no_driver() -> None:
     works, drivers = executor(FakeKernel())
-    assert works.apply([], State()) == []
+    assert works.apply([], State(), State()) == []
     assert [driver.batches for driver in drivers] == [[], [], []]
 
 
 def test_a_failed_delete_holds_nothing_back() -> None:
     ops = [Op("del", "routes", "x"), Op("del", "links", "flannel.9"), Op("set", "files", "/run/a", "1")]
     works, drivers = executor(FakeKernel(), refuses=lambda op: op.verb == "del")
-    errors = [error for _, error in works.apply(ops, State(files={"/run/a": "1"}))]
+    errors = [error for _, error in works.apply(ops, State(files={"/run/a": "1"}), State())]
     assert errors == ["Refused", "Refused", None]
     assert drivers[2].kernel.tables["files"] == {"/run/a": "1"}
 
 
-def test_the_reason_is_told_with_what_is_waited_for() -> None:
+def test_a_device_that_could_be_made_although_the_old_one_stayed_carries_rows() -> None:
     ops = [
-        Op("set", "fdb", ("flannel.1", "02:00:00:00:00:02"), "192.0.2.2"),
-        Op("set", "links", "flannel.1", None),
+        Op("del", "links", "flannel.1"),
+        Op("set", "links", "flannel.1", LINK),
         Op("set", "addrs", ("flannel.1", "10.5.1.0/32"), True),
     ]
+    works, _ = executor(FakeKernel(), refuses=lambda op: op.verb == "del")
+    assert [error for _, error in works.apply(ops, State(), State())] == ["Refused", None, None]
+
+
+def test_the_reason_is_told_and_it_is_the_first_cause() -> None:
+    hop = NextHop("flannel.1", ip_address("10.5.2.0"), onlink=True)
+    want = State(
+        links={"flannel.1": LINK},
+        addrs={("flannel.1", ip_interface("10.5.1.0/32")): True},
+        fdb={("flannel.1", "02:00:00:00:00:02"): ip_address("192.0.2.2")},
+        neighs={("flannel.1", hop.via): "02:00:00:00:00:02"},
+        nexthops={hop: True},
+        routes={ip_network("10.5.2.0/24"): Route(hop)},
+        files={"/run/flannel/subnet.env": "text"},
+    )
     works, _ = executor(FakeKernel(), refuses=lambda op: op.table == "links")
-    errors = [error for _, error in works.apply(ops, State())]
-    assert errors == ["Cannot find device flannel.1", "Refused", "waits for links flannel.1: Refused"]
+    errors = [error for _, error in works.apply(plan(want, State()), want, State())]
+    assert errors == ["Refused", *["waits for links flannel.1: Refused"] * 6]
+
+
+def test_a_peer_keeps_its_old_path_until_the_new_one_stands() -> None:
+    old, new = (NextHop("eth0", ip_address(via), onlink=False) for via in ("192.0.2.2", "198.51.100.2"))
+    subnet = ip_network("10.5.2.0/24")
+    have = State(nexthops={old: True}, routes={subnet: Route(old)})
+    want = State(nexthops={new: True}, routes={subnet: Route(new)})
+    kernel = FakeKernel.holding(have)
+    works, _ = executor(kernel, refuses=lambda op: op.table == "nexthops" and op.verb == "set")
+    works.apply(plan(want, have), want, have)
+    assert kernel.tables["routes"] == {subnet: Route(old)}
+
+
+def test_what_is_held_back_counts_as_failed() -> None:
+    hop = NextHop("eth0", ip_address("192.0.2.2"), onlink=False)
+    route = Op("set", "routes", ip_network("10.5.2.0/24"), Route(hop))
+    want = State(nexthops={hop: True}, routes={route.key: route.value})
+    works, drivers = executor(FakeKernel())
+    ((_, error),) = works.apply([route], want, State(), held=[Op("set", "nexthops", hop, True)])
+    assert error == f"waits for nexthops {hop}: failed before, is tried again later"
+    assert [driver.batches for driver in drivers] == [[], [], []]
 
 
 def test_all_tables_have_their_driver() -> None:

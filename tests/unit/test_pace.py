@@ -52,6 +52,29 @@ def test_success_forgets_the_failures() -> None:
     schedule.succeeded("never failed")
 
 
+def test_start_over_means_the_first_delay_again_from_the_last_attempt() -> None:
+    schedule = RetrySchedule()
+    for now in (0.0, 1.0, 3.0, 7.0):
+        schedule.failed("op", now)
+    assert schedule.next_due() == 15.0
+    schedule.start_over()
+    assert schedule.next_due() == 8.0
+    schedule.failed("op", 8.0)
+    assert schedule.next_due() == 10.0
+
+
+def test_start_over_makes_nothing_wait_longer() -> None:
+    schedule = RetrySchedule()
+    schedule.failed("one", 100.0)
+    schedule.start_over()
+    assert schedule.next_due() == 101.0
+    schedule.start_over()
+    assert schedule.next_due() == 101.0
+    empty = RetrySchedule()
+    empty.start_over()
+    assert empty.next_due() is None
+
+
 @usual
 @given(
     st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 50)), max_size=20),

@@ -7,6 +7,7 @@ what is ours last, so that a run that was cut short can be finished by the next.
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -93,7 +94,9 @@ class Journal:
     def note_removed(self, line: str) -> None:
         self.removed.append(line)
         if not self.quiet:
-            click.echo(printable(line))
+            # A reader that leaves, such as `head`, is no reason to stop half-way.
+            with suppress(BrokenPipeError):
+                click.echo(printable(line))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -220,8 +223,9 @@ def _executor(prefix: str) -> Executor:
 def _remove_objects(executor: Executor, scope: Scope, journal: Journal) -> None:
     """Reconcile to the empty State."""
     for _ in range(ROUNDS):
-        ops = plan(State(), executor.observe(scope))
-        outcomes = [Outcome(op) for op in ops] if journal.dry_run else executor.apply(ops, State())
+        have = executor.observe(scope)
+        ops = plan(State(), have)
+        outcomes = [Outcome(op) for op in ops] if journal.dry_run else executor.apply(ops, State(), have)
         journal.failed = {describe(op): error for op, error in outcomes if error is not None}
         for op, error in outcomes:
             if error is None:

@@ -76,8 +76,8 @@ def main() -> None:
         code = run(sys.argv[1:])
         sys.stdout.flush()
         sys.stderr.flush()
-    except BrokenPipeError:
-        # Whoever read our output, such as `head`, has seen enough.
+    except (BrokenPipeError, SystemExit):
+        # Whoever read our output, such as `head`, has seen enough; click makes that a SystemExit.
         code = 1
     # gRPC's own clean-up can wait for a server that hangs; nothing of ours is left to do.
     os._exit(code)

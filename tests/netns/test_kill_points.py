@@ -1,0 +1,221 @@
+"""Killed between any two writes, the next start or the next cleanup finishes the work."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from flanneld_py.lab import wait_for
+from tests.netns.oracle import Rows, actual, differences, expected, own_key, subnet_of, wait_in_order
+from tests.netns.peers import Peer, change_peers, make_peers
+from tests.netns.scenes import BACKENDS, NETWORK, config
+
+if TYPE_CHECKING:
+    from flanneld_py.lab import Daemon, Host, Lab
+    from flanneld_py.lab.process import Process
+
+ROOT = Path(__file__).parents[2]
+MTU = {"host-gw": 1500, "vxlan": 1450}
+NEIGHBOURS = ("set fdb", "set neighs")
+PATH = ("set nexthops", "set routes")
+DEVICE = ("set links", "set links", "set sysctls", "set addrs")
+"""Made and marked in one send, taken up in the next."""
+FILE = ("fsync", "fsync", "set files")
+"""Its new text is safe; it stands in the old one's place; done."""
+OWN_FILES = (
+    "remove flanneld-py.sock",
+    "remove status.json",
+    "remove state.json",
+    "remove lock",
+    "remove run/",
+    "remove state/",
+)
+
+WRITES: dict[str, dict[str, tuple[str, ...]]] = {
+    "host-gw": {
+        "first start": (*PATH, *FILE),
+        "peer joins": PATH,
+        "peer leaves": ("del routes", "del nexthops"),
+        "peer moves": (*PATH, "del nexthops"),
+        "cleanup": ("del files", "del routes", "del nexthops", *OWN_FILES),
+    },
+    "vxlan": {
+        "first start": (*DEVICE, *NEIGHBOURS, *PATH, *FILE),
+        "peer joins": (*NEIGHBOURS, *PATH),
+        "peer leaves": ("del routes", "del nexthops", "del neighs", "del fdb"),
+        "peer moves": (*NEIGHBOURS, "del fdb"),
+        "cleanup": ("del files", "del links", *OWN_FILES),
+    },
+}
+"""The writes of each event, in order: it is cut short before the first and after each."""
+LEAST_POINTS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One host, whose peers exist in etcd only."""
+
+    host: Host
+    backend: str
+    peers: list[Peer]
+    monkeypatch: pytest.MonkeyPatch
+
+    def start(self) -> None:
+        """Start the daemon; it sees to it that all is well."""
+        self.host.start_daemon().wait_ready()
+        wait_in_order(self.host, self.backend, 5)
+        assert self.host.subnet_env() == {
+            "FLANNEL_NETWORK": NETWORK,
+            "FLANNEL_SUBNET": subnet_of(own_key(self.host)).replace(".0/", ".1/"),
+            "FLANNEL_MTU": str(MTU[self.backend]),
+            "FLANNEL_IPMASQ": "false",
+        }
+
+    def start_dying(self, writes: int) -> Daemon:
+        command = (sys.executable, "-m", "tests.netns.die_at", str(writes), "daemon")
+        with self.monkeypatch.context() as patched:
+            patched.setattr("flanneld_py.lab.daemon.COMMAND", command)
+            patched.chdir(ROOT)
+            return self.host.start_daemon()
+
+    def cut_short(self, event: str, writes: int) -> None:
+        """A daemon that dies after so many writes, and the one after it; or one that has fewer to do."""
+        expected_writes = WRITES[self.backend][event]
+        want, before = expected(self.host, self.backend), actual(self.host, self.backend)
+        daemon = self.start_dying(writes)
+        dies = writes <= len(expected_writes)
+        if not dies:
+            wait_in_sync(daemon)
+            daemon.kill()
+        assert daemon.wait_exit() == -signal.SIGKILL, f"{event}: not dead after {writes} writes"
+        assert written(daemon.log_text()) == list(expected_writes[:writes])
+        have = actual(self.host, self.backend)
+        assert black_holes(have) == []
+        assert [row for row in want if want[row] == before.get(row) != have.get(row)] == []
+        if dies:
+            self.start()
+            self.host.daemon.kill()
+        else:
+            assert differences(self.host, self.backend) == []
+
+    def ctl(self, *command: str) -> Process:
+        """Run `flannelctl cleanup`, or a program that stands for it, to its end."""
+        flags = [flag for flag in self.host.flags if not flag.startswith(("--node-id", "--iface"))]
+        cache = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(ROOT / "build" / "pycache")}
+        with self.monkeypatch.context() as patched:
+            patched.chdir(ROOT)
+            argv = [sys.executable, "-m", *command, *flags, "cleanup"]
+            process = self.host.spawn("ctl", argv, env={**cache, "FLANNELD_ENV_FILE": os.devnull})
+        process.wait(10)
+        return process
+
+
+@pytest.fixture(params=BACKENDS)
+def scene(request: pytest.FixtureRequest, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    """A host with two peers; no daemon has run on it yet. A third peer is known, but not in etcd."""
+    backend: str = request.param
+    # The daemon must not lease what the third one is going to have.
+    lab.etcd.put_config(config(backend, SubnetMin="10.5.100.0"))
+    peers = make_peers(lab.etcd, 3)
+    change_peers(lab.etcd, backend, put=peers[:2])
+    return Scene(lab.add_host("alpha"), backend, peers, monkeypatch)
+
+
+def wait_in_sync(daemon: Daemon) -> None:
+    daemon.wait_ready()
+    wait_for(
+        lambda: daemon.status()["state"], 5, "the daemon to be in sync", lambda state: state == "in sync"
+    )
+
+
+def written(text: str) -> list[str]:
+    """What die_at says that it wrote."""
+    return [line.removeprefix("wrote: ") for line in text.splitlines() if line.startswith("wrote: ")]
+
+
+def black_holes(rows: Rows) -> list[str]:
+    """Routes into a vxlan device whose neighbour or FDB entry is missing."""
+    gateways = {
+        row: how.split()[1] for row, how in rows.items() if row.startswith("route") and "flannel" in how
+    }
+    return [row for row, via in gateways.items() if f"fdb {rows.get(f'neigh {via}')}" not in rows]
+
+
+def points(backend: str, *events: str) -> int:
+    """Before the first write and after each."""
+    return sum(len(WRITES[backend][event]) + 1 for event in events)
+
+
+def test_first_start(scene: Scene) -> None:
+    host = scene.host
+    for writes in range(points(scene.backend, "first start") + 1):
+        wipe(host)
+        if writes == 0:
+            # For once: what a lease claimed and a process killed before its first write leave behind.
+            scene.start_dying(0).wait_exit()
+        scene.cut_short("first start", writes)
+
+
+def wipe(host: Host) -> None:
+    """As after a reinstallation: nothing in the kernel, no files."""
+    if any(link["ifname"] == "flannel.1" for link in host.ip("link", "show")):
+        host.ip("link", "delete", "flannel.1")
+    host.run(["ip", "nexthop", "flush", "proto", "96"])
+    for directory in (host.run_directory, host.state_directory):
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def test_peer_joins_and_leaves(scene: Scene) -> None:
+    scene.start()
+    scene.host.daemon.kill()
+    for writes in range(points(scene.backend, "peer joins") + 1):
+        for event, change in (("peer joins", "put"), ("peer leaves", "gone")):
+            change_peers(scene.host.etcd, scene.backend, **{change: scene.peers[2:]})
+            scene.cut_short(event, writes)
+
+
+def test_peer_moves(scene: Scene) -> None:
+    """To another MAC or, with host-gw, to another address."""
+    first = scene.peers[0]
+    moved = replace(
+        first, **{"vxlan": {"mac": "02:00:05:00:00:99"}, "host-gw": {"public": "192.0.2.199"}}[scene.backend]
+    )
+    scene.start()
+    scene.host.daemon.kill()
+    for writes in range(points(scene.backend, "peer moves") + 1):
+        change_peers(scene.host.etcd, scene.backend, put=[first if writes % 2 else moved])
+        scene.cut_short("peer moves", writes)
+
+
+def test_cleanup(scene: Scene) -> None:
+    host, expected_writes = scene.host, WRITES[scene.backend]["cleanup"]
+    for writes in range(points(scene.backend, "cleanup") + 1):
+        scene.start()
+        host.daemon.kill()
+        cut = scene.ctl("tests.netns.die_at", str(writes), "ctl")
+        dies = writes <= len(expected_writes)
+        assert cut.wait(0) == (-signal.SIGKILL if dies else 0), cut.output()
+        assert written(cut.output()) == list(expected_writes[:writes])
+
+        again = scene.ctl("flanneld_py.cli.ctl.main")
+        assert again.wait(0) == 0, again.output()
+        assert actual(host, scene.backend) == {}
+        assert [link["ifname"] for link in host.ip("link", "show")] == ["lo", "eth0"]
+        assert host.ip("route", "show", "table", "all", "proto", "96") == []
+        assert not host.run_directory.exists() or list(host.run_directory.iterdir()) == []
+        assert not host.state_directory.exists() or list(host.state_directory.iterdir()) == []
+
+
+def test_there_are_many_points() -> None:
+    table = {(backend, event): points(backend, event) for backend in WRITES for event in WRITES[backend]}
+    print("\npoints at which it was killed:", sum(table.values()))  # noqa: T201
+    for (backend, event), count in table.items():
+        print(f"  {backend:<8} {event:<12} {count:>3}")  # noqa: T201
+    assert sum(table.values()) >= LEAST_POINTS

@@ -1,0 +1,278 @@
+"""Every host gets a subnet of its own and keeps it, whatever happens to its key in etcd."""
+
+from __future__ import annotations
+
+import json
+import time
+from ipaddress import ip_network
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from flanneld_py.lab import Daemon, wait_for
+from tests.netns.observing import events, start_pings, wait_answers, wait_held, wait_status
+from tests.netns.oracle import differences, own_key, subnet_of, wait_in_order
+from tests.netns.peers import Peer, change_peers, make_peers
+from tests.netns.registry_history import Stored, history, revision, stored
+from tests.netns.scenes import BACKENDS, config, overlay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flanneld_py.lab import Host, Lab
+
+COUNT = 20
+"""Hosts, and subnets to give away."""
+CLAIMED_WITHIN = 2.0
+DAY = 86_400
+
+
+def scarce(count: int) -> dict[str, Any]:
+    """A config with exactly this many subnets, 10.5.1.0/24 to 10.5.<count>.0/24."""
+    return config("vxlan", SubnetMin="10.5.1.0", SubnetMax=f"10.5.{count}.0")
+
+
+# --- allocation -----------------------------------------------------------------------------------
+
+
+def test_as_many_hosts_at_once_as_there_are_subnets(lab: Lab) -> None:
+    since = revision(lab.etcd) + 1
+    lab.etcd.put_config(scarce(COUNT))
+    hosts = lab.add_hosts(*(f"host-{n}" for n in range(1, COUNT + 1)))
+    daemons = [host.start_daemon() for host in hosts]
+    for daemon in daemons:
+        daemon.wait_ready(60)
+
+    leases = lab.etcd.leases()
+    assert leases.keys() == {f"10.5.{n}.0-24" for n in range(1, COUNT + 1)}
+    assert {record["PublicIP"] for record in leases.values()} == {host.address for host in hosts}
+    assert len({record["BackendData"]["VtepMAC"] for record in leases.values()}) == COUNT
+    for host in hosts:
+        network = ip_network(subnet_of(own_key(host)))
+        assert host.subnet_env()["FLANNEL_SUBNET"] == f"{network[1]}/24"
+    assert_written_once(history(lab.etcd, since))
+    for host in hosts:
+        wait_in_order(host, "vxlan")
+
+
+def assert_written_once(events: list[Stored]) -> None:
+    """Nobody wrote, moved, or deleted what somebody holds."""
+    assert len(events) == COUNT
+    assert all(event.version == 1 and event.lease for event in events), events
+    assert len({event.lease for event in events}) == COUNT
+    owners = [(ip_network(subnet_of(event.key)), event.record["NodeID"]) for event in events]
+    assert len({owner for _, owner in owners}) == COUNT
+    assert not any(one.overlaps(other) for (one, _), (other, _) in combinations(owners, 2))
+
+
+def test_without_a_free_subnet_it_waits_and_gets_the_first_that_is_released(lab: Lab) -> None:
+    lab.etcd.put_config(scarce(COUNT))
+    peers = [
+        Peer(f"10.5.{n}.0/24", f"192.0.2.{100 + n}", f"02:00:05:00:00:{n:02x}") for n in range(1, COUNT + 1)
+    ]
+    change_peers(lab.etcd, "vxlan", put=peers)
+    daemon = lab.add_host("late").start_daemon()
+    status = wait_status(daemon, "the lease to be waited for", lambda s: s["lease"]["state"] == "waiting", 10)
+    for part in (
+        f"10.5.0.0/16 gives {COUNT} subnets of /24",
+        f"10.5.1.0 to 10.5.{COUNT}.0",
+        f"{COUNT} leases",
+    ):
+        assert part in status["lease"]["reason"]
+    assert (status["state"], status["ready"], status["subnets"]) == ("waiting", False, [])
+    assert status["problems"][0]["code"] == "lease-waiting"
+    assert "flannelctl leases" in status["problems"][0]["fix"]
+    assert daemon.ready_after() is None
+    assert not daemon.host.subnet_file.exists()
+
+    released = peers[6]
+    begun = time.monotonic()
+    change_peers(lab.etcd, "vxlan", gone=[released])
+    wait_held(daemon, released.key)
+    assert time.monotonic() - begun < CLAIMED_WITHIN
+    daemon.wait_ready()
+    wait_in_order(daemon.host, "vxlan")
+    assert len(events(daemon, "lease_waiting")) == 1
+
+
+# --- loss -----------------------------------------------------------------------------------------
+
+
+def delete_key(host: Host) -> None:
+    host.etcd.ctl("del", f"{host.prefix}/subnets/{own_key(host)}")
+
+
+def revoke_lease(host: Host) -> None:
+    host.etcd.ctl("lease", "revoke", host.daemon.status()["lease"]["etcd_lease"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("lose", [delete_key, revoke_lease])
+def test_a_lost_lease_is_claimed_again_without_a_lost_ping(
+    lab: Lab, backend: str, lose: Callable[[Host], None]
+) -> None:
+    alpha, beta = overlay(lab, backend, "alpha", "beta")
+    before = stored(lab.etcd, own_key(alpha))
+    assert before is not None
+    ping = start_pings(alpha, beta)
+
+    ops = beta.daemon.status()["drift"]["ops"]
+
+    lose(alpha)
+    after = wait_for(
+        lambda: stored(lab.etcd, before.key),
+        CLAIMED_WITHIN,
+        "the same key",
+        lambda kv: kv and kv.created > before.created,
+    )
+    assert after is not None
+    assert after.text == before.text
+    assert after.lease not in (0, before.lease)
+    wait_for(
+        lambda: alpha.daemon.status()["lease"]["etcd_lease"],
+        5,
+        "the new lease",
+        lambda lease: lease == f"{after.lease:x}",
+    )
+    wait_answers(ping)
+
+    assert ping.stop().lost == ()
+    for host in (alpha, beta):
+        assert differences(host, backend) == []
+    assert beta.daemon.status()["drift"]["ops"] == ops, "the peer never left the kernel"
+    assert len(events(alpha.daemon, "lease_lost")) == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_peer_that_does_not_come_back_is_removed(lab: Lab, backend: str) -> None:
+    (alpha,) = overlay(lab, backend, "alpha")
+    (peer,) = make_peers(lab.etcd, 1)
+    change_peers(lab.etcd, backend, put=[peer])
+    wait_in_order(alpha, backend)
+    change_peers(lab.etcd, backend, gone=[peer])
+    wait_in_order(alpha, backend)
+
+
+# --- another node in our place --------------------------------------------------------------------
+
+
+def foreign_text(host: Host, backend: str, public: str) -> str:
+    """The record of another node with a node id of its own."""
+    peer = Peer(subnet_of(own_key(host)), public, "02:00:05:00:00:01")
+    return json.dumps(peer.record(backend) | {"NodeID": "another-node"})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_subnet_taken_over_by_another_node_is_left_to_it(lab: Lab, backend: str) -> None:
+    alpha, beta = overlay(lab, backend, "alpha", "beta")
+    key, since = own_key(alpha), revision(lab.etcd) + 1
+    text = foreign_text(alpha, backend, "192.0.2.77")
+    lab.etcd.ctl("put", f"{lab.etcd.prefix}/subnets/{key}", "--", text)
+    status = wait_status(alpha.daemon, "another subnet", lambda s: s["lease"]["key"] not in (None, key))
+    assert status["lease"]["state"] == "held"
+    for host in (alpha, beta):
+        wait_in_order(host, backend)
+    assert subnet_of(own_key(alpha)) == status["subnets"][0]
+    network = ip_network(status["subnets"][0])
+    assert alpha.subnet_env()["FLANNEL_SUBNET"] == f"{network[1]}/24"
+    assert [(event.key, event.version) for event in history(lab.etcd, since)] == [
+        (key, 2),
+        (own_key(alpha), 1),
+    ]
+    (lost,) = events(alpha.daemon, "lease_lost")
+    assert (lost["key"], lost["claiming"]) == (key, own_key(alpha))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_another_node_with_our_address_is_a_conflict_and_nothing_is_lost(lab: Lab, backend: str) -> None:
+    """A cloned machine, or an address given twice: a person has to decide."""
+    alpha, beta = overlay(lab, backend, "alpha", "beta")
+    key, since = own_key(alpha), revision(lab.etcd) + 1
+    before = lab.etcd.leases()[key]
+    ping = start_pings(alpha, beta)
+    lab.etcd.ctl(
+        "put", f"{lab.etcd.prefix}/subnets/{key}", "--", json.dumps(before | {"NodeID": "another-node"})
+    )
+    status = wait_status(alpha.daemon, "a conflict", lambda s: s["lease"]["state"] == "conflict")
+    for part in (alpha.address, "another-node", key):
+        assert part in status["lease"]["reason"]
+    assert "--public-ip" in status["problems"][0]["fix"]
+    assert status["subnets"] == [subnet_of(key)], "the data plane stays"
+    wait_answers(ping)
+    assert ping.stop().lost == ()
+    assert [event.record["NodeID"] for event in history(lab.etcd, since)] == ["another-node"]
+
+    lab.etcd.ctl("del", f"{lab.etcd.prefix}/subnets/{key}")
+    wait_held(alpha.daemon, key)
+    for host in (alpha, beta):
+        wait_in_order(host, backend)
+
+
+# --- renewal --------------------------------------------------------------------------------------
+
+
+def time_left(lab: Lab, lease: int) -> int:
+    """Seconds; -1 when it has ended."""
+    ttl: int = lab.etcd.ctl_json("lease", "timetolive", f"{lease:x}")["ttl"]
+    return ttl
+
+
+def test_a_restart_renews_the_lease_and_writes_nothing(lab: Lab) -> None:
+    (alpha,) = overlay(lab, "vxlan", "alpha")
+    before = stored(lab.etcd, own_key(alpha))
+    assert before is not None
+    for end in (Daemon.kill, Daemon.terminate):
+        left = wait_for(lambda: time_left(lab, before.lease), 5, "time to pass", lambda left: left < DAY - 1)
+        end(alpha.daemon)
+        alpha.start_daemon().wait_ready()
+        wait_held(alpha.daemon, before.key)
+        assert time_left(lab, before.lease) > left
+        assert stored(lab.etcd, before.key) == before
+
+
+def shorten_lease(host: Host, seconds: int) -> Stored:
+    """Put the host's record under another etcd lease; what then stands."""
+    key = own_key(host)
+    before = stored(host.etcd, key)
+    assert before is not None
+    assert before.text is not None
+    lease = host.etcd.ctl("lease", "grant", str(seconds)).split()[1]
+    host.etcd.ctl("put", f"--lease={lease}", f"{host.prefix}/subnets/{key}", "--", before.text)
+    after = stored(host.etcd, key)
+    assert after is not None
+    wait_status(host.daemon, "the short lease", lambda s: s["lease"]["etcd_lease"] == lease)
+    return after
+
+
+def test_the_lease_is_renewed_in_time_without_a_write(lab: Lab) -> None:
+    """An etcd lease of 3 s must be renewed every second."""
+    (alpha,) = overlay(lab, "vxlan", "alpha")
+    short = shorten_lease(alpha, 3)
+    before = lab.etcd.requests()
+    time.sleep(5)  # nothing is to happen: it is neither written nor lost
+    assert stored(lab.etcd, short.key) == short
+    requests = lab.etcd.requests() - before
+    assert 4 <= requests.pop("Lease/LeaseKeepAlive") <= 8
+    requests.pop("KV/Range")  # ours
+    requests.pop("Watch/Watch", None)  # a progress request is one
+    assert not requests
+    assert alpha.daemon.status()["lease"] == {
+        "state": "held", "key": short.key, "ttl": 3, "etcd_lease": f"{short.lease:x}", "reason": None
+    }  # fmt: skip
+
+
+def test_a_lease_that_ran_out_while_etcd_was_away(lab: Lab) -> None:
+    """It is said, the data plane stays, and the same subnet is held again."""
+    alpha, beta = overlay(lab, "vxlan", "alpha", "beta")
+    key = shorten_lease(alpha, 2).key
+    ping = start_pings(alpha, beta)
+    lab.etcd.stop()
+    status = wait_status(alpha.daemon, "the loss of the lease", lambda s: s["lease"]["state"] == "lost")
+    assert f"lease {key} was not renewed for 2 s" in status["lease"]["reason"]
+    assert (status["subnets"], status["ready"]) == ([subnet_of(key)], True)
+    lab.etcd.start()
+    wait_held(alpha.daemon, key)
+    for host in (alpha, beta):
+        wait_in_order(host, "vxlan")
+    assert ping.stop().lost == ()

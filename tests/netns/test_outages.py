@@ -1,0 +1,251 @@
+"""etcd away, empty, behind, or full of garbage: no peer is lost by it, and all is well soon after."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from flanneld_py.lab import wait_for
+from tests.netns.kernel_writes import STRACE, kernel_writes
+from tests.netns.observing import codes, events, start_pings, wait_answers, wait_status
+from tests.netns.oracle import actual, differences, own_key, wait_in_order
+from tests.netns.peers import change_peers, make_peers
+from tests.netns.registry_history import revision, stored
+from tests.netns.scenes import BACKENDS, config, overlay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flanneld_py.lab import Daemon, EtcdServer, Lab
+
+RECOVERED_WITHIN = 5.0
+OUTAGE = 5.0
+MOST_LOG_LINES = 20
+MOST_CPU = 0.05
+"""Of one core."""
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """What a daemon has spent until now."""
+
+    log_lines: int
+    cpu: float
+    """Seconds, of all its threads."""
+
+    @classmethod
+    def of(cls, daemon: Daemon) -> Effort:
+        fields = Path(f"/proc/{daemon.pid}/stat").read_text().rpartition(")")[2].split()
+        return cls(len(daemon.log_lines()), (int(fields[11]) + int(fields[12])) / TICKS)
+
+
+# --- away -----------------------------------------------------------------------------------------
+
+
+def stop_and_start(etcd: EtcdServer) -> None:
+    etcd.stop()
+    time.sleep(OUTAGE)
+    etcd.start()
+
+
+def freeze_and_thaw(etcd: EtcdServer) -> None:
+    etcd.pause()
+    time.sleep(OUTAGE)
+    etcd.resume()
+
+
+@pytest.mark.parametrize(("backend", "outage"), [("vxlan", stop_and_start), ("host-gw", freeze_and_thaw)])
+def test_etcd_is_away_for_a_while(lab: Lab, backend: str, outage: Callable[[EtcdServer], None]) -> None:
+    alpha, beta = overlay(lab, backend, "alpha", "beta")
+    leases = lab.etcd.leases()
+    ping = start_pings(alpha, beta)
+    before, begun = Effort.of(alpha.daemon), time.monotonic()
+
+    outage(lab.etcd)
+    back = time.monotonic()
+    (peer,) = make_peers(lab.etcd, 1)
+    change_peers(lab.etcd, backend, put=[peer])
+    for host in (alpha, beta):
+        wait_in_order(host, backend, RECOVERED_WITHIN)
+    recovered = time.monotonic() - back
+    spent, seconds = Effort.of(alpha.daemon), time.monotonic() - begun
+
+    lines, cpu = spent.log_lines - before.log_lines, (spent.cpu - before.cpu) / seconds
+    print(f"recovered after {recovered:.1f} s, {lines} log lines, {100 * cpu:.1f} % CPU")  # noqa: T201
+    assert recovered < RECOVERED_WITHIN
+    assert lines < MOST_LOG_LINES
+    assert cpu < MOST_CPU
+    assert ping.stop().lost == ()
+    for host in (alpha, beta):
+        status = wait_status(host.daemon, "no problem", lambda s: not s["problems"])
+        assert (status["state"], status["registry"]["state"]) == ("in sync", "in sync")
+    assert lab.etcd.leases() == leases | {peer.key: peer.record(backend)}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_etcd_comes_back_empty(lab: Lab, backend: str) -> None:
+    hosts = overlay(lab, backend, "alpha", "beta", "gamma")
+    alpha, beta, _ = hosts
+    (ghost,) = make_peers(lab.etcd, 1)
+    change_peers(lab.etcd, backend, put=[ghost])
+    for host in hosts:
+        wait_in_order(host, backend)
+    leases, env = lab.etcd.leases(), beta.subnet_file.read_bytes()
+    rows = {host: actual(host, backend) for host in hosts}
+    ops = {host: host.daemon.status()["drift"]["ops"] for host in hosts}
+    ping = start_pings(alpha, beta)
+
+    lab.etcd.stop()
+    time.sleep(2)  # the pauses between attempts grow, and must not delay what follows the first success
+    lab.etcd.start(empty=True)
+    del leases[ghost.key]
+    wait_for(lab.etcd.leases, RECOVERED_WITHIN, "every host to be back", lambda seen: seen == leases)
+    for host in hosts:
+        wait_status(host.daemon, "only the config to be missed", lambda s: codes(s) == ["config-missing"])
+        assert seconds_between(host.daemon, "registry_relist", "registry_in_sync") < 0.5
+    lab.etcd.put_config(config(backend))
+    for host in hosts:
+        wait_status(host.daemon, "no problem", lambda s: s["state"] == "in sync")
+        assert actual(host, backend) == rows[host], "also the peer that may still come"
+        assert host.daemon.status()["drift"]["ops"] == ops[host], "no peer ever left the kernel"
+    wait_answers(ping)
+    assert ping.stop().lost == ()
+    assert beta.subnet_file.read_bytes() == env
+
+    beta.daemon.kill()
+    lab.etcd.ctl("del", f"{lab.etcd.prefix}/subnets/{own_key(beta)}")
+    gone = {what for what, how in rows[alpha].items() if beta.address in what + how}
+    assert gone
+    wait_for(lambda: actual(alpha, backend), 5, "beta to be gone", lambda seen: not gone & seen.keys())
+
+
+def seconds_between(daemon: Daemon, one: str, other: str) -> float:
+    """Of the last events of these kinds in its log."""
+    earlier, later = (datetime.fromisoformat(events(daemon, name)[-1]["ts"]) for name in (one, other))
+    return (later - earlier).total_seconds()
+
+
+# --- behind ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compaction_while_the_daemon_was_stopped(lab: Lab, backend: str) -> None:
+    lab.etcd.put_config(config(backend))
+    alpha = lab.add_host("alpha")
+    steady, moved, gone = make_peers(lab.etcd, 3)
+    change_peers(lab.etcd, backend, put=[steady, moved, gone])
+    daemon = alpha.start_daemon(strace=STRACE)
+    daemon.wait_ready()
+    wait_in_order(alpha, backend)
+    before, number = (
+        actual(alpha, backend),
+        {hop["gateway"]: hop["id"] for hop in alpha.ip("nexthop", "show")},
+    )
+
+    daemon.send_signal(signal.SIGSTOP)
+    # A new server has nothing in the pipe for a client that has not read for a while.
+    lab.etcd.stop()
+    lab.etcd.start()
+    moved_to = replace(moved, mac="02:00:05:00:00:99", public="192.0.2.199")
+    change_peers(lab.etcd, backend, gone=[gone])
+    change_peers(lab.etcd, backend, put=[moved_to])
+    lab.etcd.ctl("compact", str(revision(lab.etcd)))
+    assert actual(alpha, backend) == before
+    daemon.send_signal(signal.SIGCONT)
+    wait_in_order(alpha, backend, RECOVERED_WITHIN)
+    wait_status(daemon, "the daemon to be in sync", lambda s: s["state"] == "in sync")
+    assert any("compacted" in line["reason"] for line in events(daemon, "registry_relist"))
+
+    assert daemon.terminate() == 0
+    if backend == "vxlan":
+        expected = [f"set neigh {moved.base}", f"set fdb {moved_to.mac}", f"del fdb {moved.mac}"]
+        expected += [f"del neigh {gone.base}", f"del fdb {gone.mac}", f"del nexthop {number[gone.base]}"]
+    else:
+        expected = [f"set nexthop {moved_to.public}", f"set route {moved.subnet}"]
+        expected += [f"del nexthop {number[peer.public]}" for peer in (moved, gone)]
+    written = kernel_writes(daemon.trace).lines
+    assert Counter(written[-len(expected) - 1 :]) == Counter([*expected, f"del route {gone.subnet}"])
+    assert not any(line.startswith("del") for line in written[: -len(expected) - 1])
+
+
+# --- garbage --------------------------------------------------------------------------------------
+
+
+def put_raw(etcd: EtcdServer, key: str, text: str) -> None:
+    etcd.ctl("put", f"{etcd.prefix}/subnets/{key}", text=text)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_garbage_takes_no_peer_away(lab: Lab, backend: str) -> None:
+    alpha, beta = overlay(lab, backend, "alpha", "beta")
+    good, other = make_peers(lab.etcd, 2)
+    change_peers(lab.etcd, backend, put=[good, other])
+    wait_in_order(alpha, backend)
+    rows = actual(alpha, backend)
+    ops = wait_status(alpha.daemon, "all peers", lambda s: s["peers"]["count"] == 3)["drift"]["ops"]
+    ping = start_pings(alpha, beta)
+
+    garbage = {"10.5.250.0-24": "no JSON", "junk": json.dumps(other.record(backend)), good.key: "\x01{"}
+    for key, text in garbage.items():
+        put_raw(lab.etcd, key, text)
+    status = wait_status(alpha.daemon, "the garbage", lambda s: len(s["peers"]["bad"]) == len(garbage))
+    bad = status["peers"]["bad"]
+    assert bad.keys() == garbage.keys()
+    assert status["peers"]["count"] == 3
+    assert (status["state"], status["drift"]["ops"]) == ("in sync", ops)
+    assert actual(alpha, backend) == rows
+    told = events(alpha.daemon, "bad_record")
+    assert [(line["key"], line["reason"], line["kept"]) for line in told] == [
+        (key, bad[key], key == good.key) for key in garbage
+    ]
+
+    assert ping.stop().lost == ()
+    better = replace(good, public="192.0.2.199")
+    change_peers(lab.etcd, backend, put=[better])
+    for key in ("10.5.250.0-24", "junk"):
+        lab.etcd.ctl("del", f"{lab.etcd.prefix}/subnets/{key}")
+    wait_in_order(alpha, backend)
+    wait_status(alpha.daemon, "no bad record", lambda s: not s["peers"]["bad"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_garbage_over_our_own_record_is_put_right(lab: Lab, backend: str) -> None:
+    """Else no host that starts from now on could read it."""
+    alpha, beta = overlay(lab, backend, "alpha", "beta")
+    before = stored(lab.etcd, own_key(beta))
+    assert before is not None
+    ping = start_pings(alpha, beta)
+    put_raw(lab.etcd, before.key, "garbage")
+    after = wait_for(
+        lambda: stored(lab.etcd, before.key), 5, "the record", lambda kv: kv and kv.text == before.text
+    )
+    assert after is not None
+    assert (after.lease, after.version) == (before.lease, before.version + 2)
+    wait_status(beta.daemon, "the lease", lambda s: s["lease"]["state"] == "held")
+    assert ping.stop().lost == ()
+    for host in (alpha, beta):
+        assert differences(host, backend) == []
+
+
+def test_garbage_over_our_record_while_the_daemon_was_down_is_left_alone(lab: Lab) -> None:
+    """It may be the record of somebody whose language we do not speak."""
+    _, beta = overlay(lab, "vxlan", "alpha", "beta")
+    key = own_key(beta)
+    beta.daemon.kill()
+    put_raw(lab.etcd, key, "garbage")
+    standing = stored(lab.etcd, key)
+    beta.start_daemon()
+    status = wait_status(beta.daemon, "another lease", lambda s: s["lease"]["state"] == "held")
+    assert status["lease"]["key"] not in (None, key)
+    assert stored(lab.etcd, key) == standing
+    assert status["peers"]["bad"].keys() == {key}
