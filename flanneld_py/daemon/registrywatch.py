@@ -43,9 +43,10 @@ class RegistryWatch:
         """Until the inbox stops. No error ends it, and none takes a record away."""
         while not self._inbox.stopped:
             try:
+                resumed = not self._must_list
                 if self._must_list:
                     self._take_listing(self._registry.list())
-                self._follow()
+                self._follow(resumed)
             except Compacted as error:
                 self._log.info("registry_relist", reason=str(error))
                 self._must_list = True
@@ -60,9 +61,10 @@ class RegistryWatch:
             if self._stream is not None:
                 self._stream.cancel()
 
-    def _follow(self) -> None:
+    def _follow(self, resumed: bool) -> None:
         """Fold events until the stream ends or a full list is due."""
-        stream = self._registry.watch(self._snapshot.revision, self._snapshot.cluster_id)
+        known = self._snapshot
+        stream = self._registry.watch(known.revision, known.cluster_id, resumed=resumed)
         with self._lock:
             self._stream = stream
         self._offer_state(RegistryState("in sync", self._registry.endpoint))

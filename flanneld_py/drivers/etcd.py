@@ -167,8 +167,13 @@ class EtcdRegistry:
         except Compacted:  # between two pages
             return self._list()
 
-    def watch(self, listing_revision: int, cluster_id: int) -> WatchStream:
-        """Follow all keys from just after a revision, which a listing or an earlier watch gave.
+    def watch(self, revision: int, cluster_id: int, *, resumed: bool = False) -> WatchStream:
+        """Follow all keys from just after a revision.
+
+        Args:
+            revision: where a listing or, when `resumed`, an earlier watch ended.
+            cluster_id: of the etcd that gave it.
+            resumed: time may have gone by since, in which etcd may have compacted.
 
         Raises:
             Compacted: list again: the revision is gone (this may also show in the first iteration only), or
@@ -181,7 +186,8 @@ class EtcdRegistry:
                 link.client.channel,
                 endpoint=link.endpoint,
                 root=self._root,
-                revision=listing_revision,
+                revision=revision,
+                resumed=resumed,
                 metadata=self._metadata(),
                 on_end=link.leave,
                 on_failure=lambda: self._give_up(link),

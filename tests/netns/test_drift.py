@@ -78,8 +78,11 @@ INTERFACE_UP = (
     "ip link set eth0 up; ip route add default via 192.0.2.254 dev eth0; "
     "ip address replace {address6}/64 dev eth0 nodad; ip route add default via 2001:db8::fe dev eth0"
 )
-# iproute2's own `route flush` cannot delete routes through nexthop objects: the kernel refuses what it sends.
-FLUSH_ROUTES = "ip route show proto 96 | while read subnet rest; do ip route delete $subnet; done"
+# Beside the nexthop's id the kernel shows iproute2 its gateway, and refuses to hear of both when told to delete.
+FLUSH_ROUTES = (
+    "sysctl -qw net.ipv4.nexthop_compat_mode=0; ip route flush proto 96; "
+    "sysctl -qw net.ipv4.nexthop_compat_mode=1"
+)
 ROUTE, NEXTHOP, NEIGH, FDB = "route {subnet}", "nexthop {gateway}", "neigh {base}", "fdb {mac}"
 LINK = "link flannel.1"
 BY_ROUTER = "via 192.0.2.254 dev eth0"

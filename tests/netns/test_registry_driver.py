@@ -304,6 +304,36 @@ def test_watch_from_a_compacted_revision(
         assert seen(take(stream, 1)) == [("subnets/a", b"new")]
 
 
+def test_a_delete_that_compaction_stops_at_is_not_missed(
+    servers: Callable[..., Etcd], connect: Callable[..., EtcdRegistry]
+) -> None:
+    """etcd-io/etcd#18089: 3.4.23 forgets the delete at the very revision that a watch resumes from."""
+    server = servers().start()
+    registry = connect(server.url)
+    server.put((f"{PREFIX}/subnets/a", "1"))
+    known = registry.list()
+    revision = server.remove(f"{PREFIX}/subnets/a")
+    server.etcdctl("compact", str(revision))
+    server.put((f"{PREFIX}/subnets/b", "2"))
+    with pytest.raises(Compacted):
+        next(registry.watch(known.revision, known.cluster_id, resumed=True))
+
+
+def test_a_resumed_watch_does_not_repeat_what_is_known(
+    servers: Callable[..., Etcd], connect: Callable[..., EtcdRegistry]
+) -> None:
+    server = servers().start()
+    registry = connect(server.url)
+    server.put((f"{PREFIX}/subnets/a", "1"))
+    known = registry.list()
+    stream = registry.watch(known.revision, known.cluster_id, resumed=True)
+    try:
+        server.put((f"{PREFIX}/subnets/b", "2"))
+        assert [change.key for changes in take(stream, 1) for change in changes.changes] == ["subnets/b"]
+    finally:
+        stream.cancel()
+
+
 def test_replaced_registry_is_noticed(
     servers: Callable[..., Etcd], connect: Callable[..., EtcdRegistry]
 ) -> None:

@@ -349,7 +349,7 @@ def test_tls(tmp_path: Path, servers: Callable[..., Etcd], connect: Callable[...
     trusted.write_bytes(ours.ca.read_bytes())
     assert registry.list().entries == ()
 
-    with pytest.raises(Unreachable, match="connection closed; does it serve https"):
+    with pytest.raises(Unreachable, match="connection closed; if it never worked, try https"):
         connect(server.url.replace("https", "http")).list()
     (dead,) = free_ports(1)
     with pytest.raises(Unreachable, match=r"connection refused; .*TLS verification failed"):
