@@ -82,7 +82,11 @@ _CAUSES: tuple[tuple[str, type[RegistryError], str], ...] = (
     ),
     ("ping timeout|[Kk]eepalive", Unreachable, "no answer to pings"),
     ("[Tt]imed? ?out|FD [Ss]hutdown", Unreachable, "deadline exceeded: no connection in time"),
-    ("Socket closed|Broken pipe|RST_STREAM", Unreachable, "connection closed; if it never worked, try https://"),
+    (
+        "Socket closed|Broken pipe|RST_STREAM",
+        Unreachable,
+        "connection closed; if it never worked, try https://",
+    ),
     ("^[A-Z_]+ (?:.*last error: )?(?:[A-Z]+: )?(.{1,200})", Unreachable, "{}"),
 )
 

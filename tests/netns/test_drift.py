@@ -78,7 +78,7 @@ INTERFACE_UP = (
     "ip link set eth0 up; ip route add default via 192.0.2.254 dev eth0; "
     "ip address replace {address6}/64 dev eth0 nodad; ip route add default via 2001:db8::fe dev eth0"
 )
-# Beside the nexthop's id the kernel shows iproute2 its gateway, and refuses to hear of both when told to delete.
+# The kernel shows a gateway beside the id of a nexthop, and refuses a delete that names both.
 FLUSH_ROUTES = (
     "sysctl -qw net.ipv4.nexthop_compat_mode=0; ip route flush proto 96; "
     "sysctl -qw net.ipv4.nexthop_compat_mode=1"
