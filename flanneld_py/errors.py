@@ -39,6 +39,10 @@ class Compacted(RegistryError):
     """The revision to resume from is gone: list again."""
 
 
+class Replaced(Compacted):
+    """etcd was wiped, or restored from a backup: it has another history than the one known."""
+
+
 class LeaseGone(RegistryError):
     """The etcd lease a key was to be attached to has ended: grant a new one. Nothing was written."""
 

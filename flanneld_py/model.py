@@ -106,6 +106,18 @@ class Listing:
     entries: tuple[Entry, ...]
 
 
+class Fingerprint(NamedTuple):
+    """Of everything below the prefix at one revision: two histories of etcd hardly share it."""
+
+    keys: int
+    """How many there are."""
+    newest: int
+    """The highest mod_revision among them, 0 for none."""
+
+    def __str__(self) -> str:
+        return f"{self.keys} keys, the newest of {self.newest}"
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """One watch event: a put (`entry` set) or a delete (`entry` None)."""
@@ -152,6 +164,8 @@ class Snapshot:
     records: Mapping[str, Record] = field(default_factory=dict)
     bad: Mapping[str, str] = field(default_factory=dict)
     """Key → why it was left out."""
+    epoch: int = 0
+    """Grows when etcd lost the history known before: it was wiped, or restored from a backup."""
 
 
 # --- host -----------------------------------------------------------------------------------------
@@ -204,6 +218,7 @@ class External:
     """Its own addresses, the tunnel's local end."""
     public: PerFamily[IPAddress]
     """The addresses published to the peers."""
+    mac: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,3 +343,5 @@ class Scope:
     """Subnet of a known record → gateways under which Go flannel would have left its route."""
     sysctls: frozenset[str] = frozenset()
     files: frozenset[str] = frozenset()
+    devices: frozenset[str] = frozenset()
+    """Names of the wanted devices: what Go flannel left under another name is not adopted."""

@@ -24,7 +24,12 @@ def backend_of(config: NetworkConfig) -> Backend:
     """
     make = BACKENDS.get(config.backend_type)
     if make is None:
-        known = ", ".join(sorted(BACKENDS))
+        known = " or ".join(sorted(BACKENDS))
+        if config.backend_type == "udp" and not config.backend_options:
+            raise ConfigError(
+                f'Backend is udp, or absent, which means udp: this version has {known}; set "Backend": '
+                f'{{"Type": "vxlan"}}, for example'
+            )
         raise ConfigError(
             f"Backend.Type {config.backend_type!r}: not a backend of this version; one of {known}"
         )

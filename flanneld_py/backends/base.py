@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -29,8 +29,14 @@ class Backend(Protocol):
     def mtu(self, host: Host) -> int:
         """FLANNEL_MTU: the largest packet, in bytes, a container may send into the overlay."""
 
-    def published(self, host: Host, own: Record | None) -> Published:
-        """What peers need to reach this host; `own` is the record that stands in the registry, if any."""
+    def published(self, host: Host, own: Record | None, taken: Collection[str] = ()) -> Published:
+        """What peers need to reach this host.
+
+        Args:
+            host: this host.
+            own: the record that stands in the registry, if any.
+            taken: VTEP MACs that belong to others.
+        """
 
     def desired(self, own: Record, peers: Sequence[Record], host: Host) -> State:
         """The kernel state for these peers, all of which are of this backend and none of which is `own`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from flanneld_py.backends.base import Published
@@ -25,7 +25,7 @@ class HostGw:
     def mtu(self, host: Host) -> int:
         return host.external.mtu
 
-    def published(self, host: Host, own: Record | None) -> Published:  # noqa: ARG002 - see Backend
+    def published(self, host: Host, own: Record | None, taken: Collection[str] = ()) -> Published:  # noqa: ARG002 - see Backend
         for family, public in host.external.public.items():
             if public != host.external.addresses.get(family):
                 raise HostError(

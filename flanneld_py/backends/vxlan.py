@@ -7,9 +7,10 @@ encapsulate to (RFC 7348).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_interface
+from itertools import chain, count
 
 from flanneld_py.backends.base import Published
 from flanneld_py.core import options
@@ -33,6 +34,8 @@ from flanneld_py.model import (
 
 OVERHEAD: dict[Family, int] = {4: 50, 6: 70}
 """Outer IP (20 or 40), UDP 8, VXLAN 8 and inner Ethernet 14 bytes."""
+IPV6_MIN_MTU = 1280
+"""A device with less has no IPv6, nor its sysctls (RFC 8200, section 5; addrconf_notify of net/ipv6)."""
 KERNEL_PORT = 8472
 """The kernel's default (drivers/net/vxlan, vxlan_port), from before IANA assigned 4789."""
 KEYS = ("VNI", "Port", "MTU", "GBP", "Learning", "DirectRouting")
@@ -83,9 +86,10 @@ class Vxlan:
     def mtu(self, host: Host) -> int:
         return min(self.device_mtu(host, family) for family in self.families)
 
-    def published(self, host: Host, own: Record | None) -> Published:
+    def published(self, host: Host, own: Record | None, taken: Collection[str] = ()) -> Published:
         data = {
-            family: {"VNI": self.vni, "VtepMAC": self._mac(host, own, family)} for family in self.families
+            family: {"VNI": self.vni, "VtepMAC": self._mac(host, own, family, taken)}
+            for family in self.families
         }
         return Published(
             backend_type=self.type,
@@ -104,7 +108,7 @@ class Vxlan:
             dev = self.device(family)
             links[dev] = self._link(own, host, family)
             addrs[dev, ip_interface(subnet.network_address)] = True
-            if host.ipv6:
+            if host.ipv6 and self.device_mtu(host, family) >= IPV6_MIN_MTU:
                 # A router advertisement inside the overlay must not give the host a default route.
                 sysctls[f"net/ipv6/conf/{dev}/accept_ra"] = "0"
             for peer in peers:
@@ -137,8 +141,9 @@ class Vxlan:
             gbp=self.gbp,
         )
 
-    def _mac(self, host: Host, own: Record | None, family: Family) -> str:
+    def _mac(self, host: Host, own: Record | None, family: Family, taken: Collection[str] = ()) -> str:
         """What peers know already, else what the device has, else a stable one made from our identity."""
-        published = own.vtep_macs.get(family) if own else None
         dev = self.device(family)
-        return published or host.macs.get(dev) or vtep_mac(host.node_id, host.prefix, dev)
+        known = (own.vtep_macs.get(family) if own else None, host.macs.get(dev))
+        made = (vtep_mac(host.node_id, host.prefix, dev, salt) for salt in count())
+        return next(mac for mac in chain(known, made) if mac and mac not in taken)

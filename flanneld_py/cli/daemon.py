@@ -1,123 +1,185 @@
-"""flanneld-py: the command line of the daemon."""
+"""flanneld-py: from the command line to the daemon, and how a start fails.
+
+Only the standard library is imported before `main` minds signals: the rest takes a tenth of a second.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
-import sys
+import select
+import signal
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import suppress
+from types import FrameType
+from typing import TYPE_CHECKING
 
-import click
-
-from flanneld_py import __version__
-from flanneld_py.core.goflags import normalise
-from flanneld_py.core.prefix import normal_prefix
 from flanneld_py.errors import FlanneldError, HostError, RegistryError, UsageError
 
-BOOLEANS = {"version"}
+if TYPE_CHECKING:
+    from flanneld_py.daemon.run import Daemon
+
+EX_USAGE = 2
 EX_CONFIG = 78
 """sysexits.h: a restart does not cure it."""
+STDERR = 2
+SAY_MILLISECONDS = 1000
+"""A last word waits no longer for its reader."""
+START_SECONDS = 30
+"""A start that takes longer hangs, as Python does when a new thread lacks memory for its first steps."""
+OPEN_FILES = 128
+"""About twice of what is open with two etcd endpoints and some clients."""
+ADDRESS_SPACE = 512 << 20
+"""Bytes: twice of what threads, libraries and a few peers take; little of it is memory."""
+LIMITS = {
+    errno.EMFILE: "raise the limit on open files (ulimit -n, LimitNOFILE= of the service)",
+    errno.ENFILE: "raise the host's limit on open files (sysctl fs.file-max)",
+    errno.ENOMEM: "raise the limit on memory (ulimit -v, MemoryMax= of the service)",
+    errno.EAGAIN: "raise the limits on tasks and memory (ulimit -u, -v; TasksMax=, MemoryMax= of the unit)",
+}
+"""What a start may run into, and what to do about it."""
 
 
-@click.command(
-    add_help_option=True,
-    context_settings={"auto_envvar_prefix": "FLANNELD", "help_option_names": ["-h", "--help"]},
-    epilog="Every flag can also be given as an environment variable: --etcd-endpoints is "
-    "FLANNELD_ETCD_ENDPOINTS. A flag wins over its variable. Go's syntax (-iface eth0) works too.",
-)
-@click.option(
-    "--etcd-endpoints",
-    default="http://127.0.0.1:4001,http://127.0.0.1:2379",
-    show_default=True,
-    help="Comma-separated URLs of etcd, tried in order.",
-)
-@click.option("--etcd-prefix", default="/coreos.com/network", show_default=True, help="Where in etcd.")
-@click.option(
-    "--iface",
-    multiple=True,
-    envvar="FLANNELD_IFACE",
-    help="Interface (name or IP) for traffic between hosts; repeatable, the first that exists is used. "
-    "Default: that of the default route.",
-)
-@click.option("--public-ip", default="", help="IP published to the other hosts. Default: the interface's.")
-@click.option(
-    "--subnet-file",
-    default="/run/flannel/subnet.env",
-    show_default=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Where the lease is written for CNI plugins and Docker.",
-)
-@click.option(
-    "--state-dir",
-    default="/var/lib/flanneld-py",
-    show_default=True,
-    type=click.Path(path_type=Path, file_okay=False),
-    help="What must survive a reboot; one directory per daemon.",
-)
-@click.option(
-    "--node-id", default="", help="Identity of this host. Default: kept in --state-dir, or from machine-id."
-)
-@click.option("-v", "--v", "verbosity", type=int, default=0, envvar="FLANNELD_V", help="Log level; 1: debug.")
-@click.option("--version", is_flag=False, type=bool, default=False, help="Print the version and exit.")
-def command(
-    etcd_endpoints: str,
-    etcd_prefix: str,
-    iface: tuple[str, ...],
-    public_ip: str,
-    subnet_file: Path,
-    state_dir: Path,
-    node_id: str,
-    verbosity: int,
-    version: bool,
-) -> int:
-    """Join this host to an overlay network whose config and leases are in etcd."""
-    if version:
-        click.echo(f"flanneld-py {__version__}", err=True)
-        return os.EX_OK
-    # Imported here: --help and wrong flags must not wait for gRPC and netlink libraries.
-    from flanneld_py.daemon import log  # noqa: PLC0415
-    from flanneld_py.daemon.run import Daemon, Options  # noqa: PLC0415
-    from flanneld_py.drivers.etcd import EtcdSettings  # noqa: PLC0415
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; ends the process."""
+    _mind_signals()
+    daemon, code = _start(argv)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    if daemon is not None:
+        code = daemon.run()
+    # gRPC's own clean-up can wait for a server that hangs; nothing of ours is left to do.
+    os._exit(code)
 
-    log.configure(verbosity)
-    endpoints = tuple(part.strip() for part in etcd_endpoints.split(",") if part.strip())
-    return Daemon(
-        Options(
-            etcd=EtcdSettings(endpoints, normal_prefix(etcd_prefix)),
-            subnet_file=subnet_file,
-            state_dir=state_dir,
-            node_id=node_id,
-            iface=iface,
-            public_ip=public_ip,
+
+def _mind_signals() -> None:
+    """Until the daemon takes its signals itself nothing is begun, so there is nothing to bring to an end."""
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        os._exit(os.EX_OK)
+
+    def ignore(_number: int, _frame: FrameType | None) -> None:
+        pass  # SIG_IGN would hide the signal from sigwait, too
+
+    def hurry(_number: int, _frame: FrameType | None) -> None:
+        raise RuntimeError(
+            f"not done within {START_SECONDS} s; {LIMITS[errno.ENOMEM]}, or see what else hangs"
         )
-    ).run()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    signal.signal(signal.SIGHUP, ignore)
+    signal.signal(signal.SIGALRM, hurry)
+    signal.setitimer(signal.ITIMER_REAL, START_SECONDS)
+
+
+def _start(argv: Sequence[str] | None) -> tuple[Daemon | None, int]:
+    """A daemon at work, or the exit code."""
+    try:
+        _open_standard_streams()
+        _require_limits()
+        return _from_command_line(argv)
+    except FlanneldError as error:
+        number = _limit(error.__cause__ or error.__context__)
+        _say(f"{error}; {LIMITS[number]}" if number else str(error))
+        return None, EX_CONFIG if number else exit_code(error)
+    except (OSError, RuntimeError, MemoryError, ImportError) as error:
+        reason, code = explain(error)
+        _say(f"cannot start: {reason}")
+        return None, code
+
+
+def _from_command_line(argv: Sequence[str] | None) -> tuple[Daemon | None, int]:
+    import sys  # noqa: PLC0415
+
+    import click  # noqa: PLC0415
+
+    from flanneld_py.cli.daemonflags import BOOLEANS, command  # noqa: PLC0415
+    from flanneld_py.core.goflags import normalise  # noqa: PLC0415
+
+    try:
+        arguments = normalise(sys.argv[1:] if argv is None else argv, BOOLEANS)
+        made: Daemon | int | None = command.main(arguments, prog_name="flanneld-py", standalone_mode=False)
+    except click.ClickException as error:
+        _say(error.format_message())
+        return None, EX_USAGE
+    # click's own --help returns a number.
+    return (None, made or os.EX_OK) if made is None or isinstance(made, int) else (made, os.EX_OK)
+
+
+def _open_standard_streams() -> None:
+    """Where one is closed, a file or socket of ours would take its number and get what is meant for it."""
+    for fd in range(STDERR + 1):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
+
+
+def _require_limits() -> None:
+    """Take what the hard limits allow: gRPC hangs or aborts the process when it meets them.
+
+    Raises:
+        HostError: that is too little.
+    """
+    import resource  # noqa: PLC0415
+
+    for kind, needed, name, number in (
+        (resource.RLIMIT_NOFILE, OPEN_FILES, "open files", errno.EMFILE),
+        (resource.RLIMIT_AS, ADDRESS_SPACE, "bytes of address space", errno.ENOMEM),
+    ):
+        soft, hard = resource.getrlimit(kind)
+        if soft == resource.RLIM_INFINITY or soft >= needed:
+            continue
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise HostError(
+                f"cannot start: only {hard} {name} are allowed, and flanneld-py needs {needed} "
+                f"({errno.errorcode[number]}); {LIMITS[number]}"
+            )
+        resource.setrlimit(kind, (needed, hard))
 
 
 def exit_code(error: FlanneldError) -> int:
     """The exit code that tells a service manager whether a restart can help."""
     match error:
         case UsageError():
-            return 2
+            return EX_USAGE
         case HostError() | RegistryError():
             return EX_CONFIG
         case _:
-            return 1
+            return os.EX_SOFTWARE
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; ends the process."""
-    try:
-        arguments = normalise(sys.argv[1:] if argv is None else argv, BOOLEANS)
-        code = command.main(arguments, prog_name="flanneld-py", standalone_mode=False) or 0
-    except click.ClickException as error:
-        click.echo(f"flanneld-py: {error.format_message()}", err=True)
-        code = 2
-    except FlanneldError as error:
-        click.echo(f"flanneld-py: {error}", err=True)
-        code = exit_code(error)
-    sys.stderr.flush()
-    # gRPC's own clean-up can wait for a server that hangs; nothing of ours is left to do.
-    os._exit(code)
+def explain(error: Exception) -> tuple[str, int]:
+    """What a failed start says, in one line, and the exit code: a limit is no defect of ours."""
+    number = _limit(error)
+    text = " ".join(str(error).split()) or type(error).__name__
+    if number is None:
+        return f"{type(error).__name__}: {text}", os.EX_SOFTWARE
+    return f"{text} ({errno.errorcode[number]}); {LIMITS[number]}", EX_CONFIG
+
+
+def _limit(error: BaseException | None) -> int | None:
+    """The errno of the limit that was reached, if it was one."""
+    if error is None:
+        return None
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
+    if isinstance(error, OSError):
+        return error.errno if error.errno in LIMITS else None
+    # The loader and threading tell it in words only.
+    if "can't start new thread" in str(error):
+        return errno.EAGAIN
+    words = {os.strerror(number): number for number in LIMITS} | {"failed to map segment": errno.ENOMEM}
+    return next((number for said, number in words.items() if said in str(error)), None)
+
+
+def _say(text: str) -> None:
+    """One line on stderr, if it takes one."""
+    with suppress(OSError):
+        poll = select.poll()
+        poll.register(STDERR, select.POLLOUT)
+        if poll.poll(SAY_MILLISECONDS):
+            os.write(STDERR, f"flanneld-py: {text}\n".encode(errors="backslashreplace"))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from flanneld_py.core.subnets import leasable
 from flanneld_py.model import Host, IPNetwork, NetworkConfig, Record, Snapshot
 
 
@@ -24,40 +25,36 @@ def admit(
     backend_type: str,
     departed: Collection[Record] = (),
 ) -> Peers:
-    """Screen all records but our own, oldest first: of two that clash the older one stays.
+    """Screen all records but our own, oldest first: of two that overlap the older one stays.
 
-    `departed`, records that have just left the registry, come last, and silently. Linear in the number of
-    records.
+    Of two with one MAC it is the one that was written first, as a MAC may be changed at any time. A network
+    that the host itself is connected to stays the host's. `departed`, records that have just left the
+    registry, come last, and silently. Linear in the number of records.
     """
-    accepted: list[Record] = []
-    rejected: dict[str, str] = {}
-    # Ours may be lost, and then not among them.
-    taken = SubnetIndex(
-        subnet
-        for record in (own, *snapshot.records.values(), *departed)
-        for subnet in record.subnets.values()
-    )
-    taken.add(own)
-    macs = dict.fromkeys(own.vtep_macs.values(), own.key)
+    connected = _connected(own, config, host)
+    records = (own, *snapshot.records.values(), *departed)
+    taken = SubnetIndex([*(net for record in records for net in record.subnets.values()), *connected])
+    # Ours may be lost, and then not among the others.
+    taken.add(own.subnets.values(), f"our own lease {own.key}")
+    for net in connected:
+        taken.add([net], f"this host's own network {net}")
     gone = [
         r for r in departed if r.key not in snapshot.records and (not r.node_id or r.node_id != own.node_id)
     ]
-    for record in (*sorted(snapshot.records.values(), key=_age), *sorted(gone, key=_age)):
-        if record.key == own.key:
-            continue
-        reason = (
-            _unusable(record, own, config, host, backend_type)
-            or taken.clash(record)
-            or _mac_clash(record, macs)
-        )
-        if reason:
-            if record.key in snapshot.records:
-                rejected[record.key] = reason
-            continue
-        taken.add(record)
-        macs.update((mac, record.key) for mac in record.vtep_macs.values())
-        accepted.append(record)
-    return Peers(tuple(accepted), rejected)
+    living = [r for r in snapshot.records.values() if r.key != own.key]
+    holders: list[Record] = []
+    rejected: dict[str, str] = {}
+    for record in (*sorted(living, key=_age), *sorted(gone, key=_age)):
+        reason = _unusable(record, own, config, host, backend_type) or taken.clash(record)
+        if reason is None:
+            taken.add(record.subnets.values(), f"the older lease {record.key}")
+            holders.append(record)
+        else:
+            rejected.setdefault(record.key, reason)
+    macs = _first_macs(holders, snapshot, own)
+    rejected |= {r.key: clash for r in holders if (clash := _mac_clash(r, macs))}
+    accepted = tuple(record for record in holders if record.key not in rejected)
+    return Peers(accepted, {key: reason for key, reason in rejected.items() if key in snapshot.records})
 
 
 class SubnetIndex:
@@ -69,24 +66,24 @@ class SubnetIndex:
         for version, length in {(net.version, net.prefixlen) for net in universe}:
             self._lengths[version].append(length)
         self._exact: dict[tuple[int, int, int], str] = {}
-        """(version, length, base) → key of the record that holds it."""
+        """(version, length, base) → who holds it."""
         self._above: dict[tuple[int, int, int], str] = {}
         """The same for every shorter length in use: who holds something inside it."""
 
-    def add(self, record: Record) -> None:
-        for net in record.subnets.values():
+    def add(self, networks: Iterable[IPNetwork], holder: str) -> None:
+        for net in networks:
             base = int(net.network_address)
             for length in self._lengths[net.version]:
                 index = self._exact if length == net.prefixlen else self._above
                 if length <= net.prefixlen:
-                    index.setdefault((net.version, length, _masked(base, length, net)), record.key)
+                    index.setdefault((net.version, length, _masked(base, length, net)), holder)
 
     def clash(self, record: Record) -> str | None:
         """Why `record` cannot stand beside those added, or None."""
         for net in record.subnets.values():
             holder = self._holder(net)
             if holder is not None:
-                return f"subnet {net} overlaps the older lease {holder}"
+                return f"subnet {net} overlaps {holder}"
         return None
 
     def _holder(self, net: IPNetwork) -> str | None:
@@ -118,8 +115,9 @@ def _unusable(
         scope = config.ranges.get(family)
         if scope is None or own.subnets.get(family) is None:
             continue
-        if not (subnet.prefixlen >= scope.network.prefixlen and subnet.network_address in scope.network):
-            return f"subnet {subnet} lies outside the Network {scope.network}"
+        if not leasable(subnet, scope.network):
+            where = "is too large for" if _within(subnet, scope.network) else "lies outside"
+            return f"subnet {subnet} {where} the Network {scope.network}"
         public = record.public_ips.get(family)
         if public is None:
             return f"subnet {subnet} comes without a public IPv{family} address"
@@ -132,8 +130,35 @@ def _unusable(
     return None
 
 
+def _connected(own: Record, config: NetworkConfig, host: Host) -> list[IPNetwork]:
+    """The host's own networks inside the Network, such as a bridge's, but for those of our own pods."""
+    return [
+        net
+        for net in host.local_networks
+        if any(_within(net, network) for network in config.networks)
+        and not any(_within(net, subnet) for subnet in own.subnets.values())
+    ]
+
+
+def _within(inner: IPNetwork, outer: IPNetwork) -> bool:
+    return (
+        inner.version == outer.version
+        and inner.prefixlen >= outer.prefixlen
+        and inner.network_address in outer
+    )
+
+
+def _first_macs(holders: Iterable[Record], snapshot: Snapshot, own: Record) -> dict[str, str]:
+    """MAC → key of the record that published it first, the living before the departed; ours stays ours."""
+    macs: dict[str, str] = dict.fromkeys(own.vtep_macs.values(), own.key)
+    for record in sorted(holders, key=lambda r: (r.key not in snapshot.records, r.mod_revision, r.key)):
+        for mac in record.vtep_macs.values():
+            macs.setdefault(mac, record.key)
+    return macs
+
+
 def _mac_clash(record: Record, macs: Mapping[str, str]) -> str | None:
     for mac in record.vtep_macs.values():
-        if mac in macs:
-            return f"VTEP MAC {mac} belongs to the older lease {macs[mac]}"
+        if macs[mac] != record.key:
+            return f"VTEP MAC {mac} belongs to the lease {macs[mac]}"
     return None

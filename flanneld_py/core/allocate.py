@@ -9,6 +9,7 @@ from random import Random
 from typing import Any, TypeAlias, TypeVar
 
 from flanneld_py.core.records import encode, format_key, parse_key
+from flanneld_py.core.subnets import leasable
 from flanneld_py.errors import RecordError
 from flanneld_py.model import (
     FAMILIES,
@@ -87,7 +88,9 @@ class Wish:
     previous: tuple[Subnets, ...] = ()
     """Subnets held before, most trusted first: in memory, state file, subnet.env."""
     etcd_lease: int = 0
-    """The etcd lease of the last run; it proves that a record is ours after our address changed."""
+    """The etcd lease that this machine held in its last run: proof after its address has changed."""
+    held: Record | None = None
+    """What this process holds; rewritten by somebody else with our node id it is a clone's."""
     silent: frozenset[str] = frozenset()
     """Keys of records whose owner has stopped renewing."""
 
@@ -109,46 +112,75 @@ def decide_lease(config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wi
         if config.ranges.get(family) is not None and wish.public_ips.get(family) is None:
             return _no_address(family)
     mine = [record for record in snapshot.records.values() if record.node_id == host.node_id]
+    ours = sorted((record for record in mine if _is_ours(record, host, wish)), key=_age)
+    if ours:
+        return _decide_own(ours, config, snapshot, host, wish)
     if mine:
-        return _decide_own(sorted(mine, key=_age), config, snapshot, host, wish)
+        return _cloned(min(mine, key=_age), host)
     namesakes = [record for record in snapshot.records.values() if _names_us(record, wish)]
     if namesakes:
         return _decide_namesake(min(namesakes, key=_age), config, host, wish)
-    unreadable = _unreadable(snapshot, config)
+    taken = _taken(snapshot, config)
     for subnets in wish.previous:
-        free = subnets not in unreadable and not _overlapping(subnets, snapshot.records.values())
-        if free and _compatible(subnets, config):
+        if _compatible(subnets, config) and not any(_overlap(subnets, other) for other in taken):
             return Claim(wish.record(subnets, host.node_id))
-    return _allocate(config, [*_leased(snapshot), *unreadable], host, wish, rng)
+    return _allocate(config, taken, host, wish, rng)
 
 
-def find_own(snapshot: Snapshot, node_id: str) -> Record | None:
-    """The oldest record of this node, if any."""
-    mine = [record for record in snapshot.records.values() if record.node_id == node_id]
-    return min(mine, key=_age, default=None)
+def find_own(snapshot: Snapshot, host: Host, wish: Wish) -> Record | None:
+    """The oldest record that is ours, if any."""
+    mine = (record for record in snapshot.records.values() if record.node_id == host.node_id)
+    return min((record for record in mine if _is_ours(record, host, wish)), key=_age, default=None)
 
 
 def _decide_own(
-    mine: Sequence[Record], config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish
+    ours: Sequence[Record], config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish
 ) -> Decision:
-    for record in mine:
-        if not _is_ours(record, host, wish):
-            return Conflict(
-                record,
-                f"node id {host.node_id} is also used by {_addresses(record)}, which holds {record.key}",
-                "give each host its own --node-id (cloned machines share /etc/machine-id)",
-            )
-    first, *others = mine
+    first, *others = ours
     if not _compatible(first.subnets, config):
         return Release(first, f"{first.key} does not fit the network config")
-    older = _overlapping(
-        first.subnets, (r for r in snapshot.records.values() if _age(r) < _age(first) and r.key != first.key)
-    )
+    older = _older_overlap(first, snapshot, config)
     if older is not None:
         return Release(first, f"{first.key} overlaps the older lease {older.key} of {_addresses(older)}")
     if others:
         return Release(others[0], f"{others[0].key} is a second lease of this host beside {first.key}")
-    return _keep_or_adopt(first, host, wish)
+    rival = _rival(first, snapshot, wish)
+    return _address_conflict(rival) if rival is not None else _keep_or_adopt(first, host, wish)
+
+
+def _rival(own: Record, snapshot: Snapshot, wish: Wish) -> Record | None:
+    """Another host that published our address before we did."""
+    since = own.mod_revision if own.public_ips == wish.record(own.subnets, "").public_ips else None
+    rivals = (
+        record
+        for record in snapshot.records.values()
+        if record.node_id not in ("", own.node_id)
+        and _names_us(record, wish)
+        and record.key not in wish.silent
+        and (since is None or record.mod_revision < since)
+    )
+    return min(rivals, key=_age, default=None)
+
+
+def _older_overlap(own: Record, snapshot: Snapshot, config: NetworkConfig) -> Record | None:
+    """Who had a lease in our way before we took ours; one that was changed since may have been anything."""
+    in_the_way = (
+        record
+        for record in snapshot.records.values()
+        if record.key != own.key
+        and record.mod_revision < own.create_revision
+        and _may_be_leased(record.subnets, config)
+        and _overlap(own.subnets, record.subnets)
+    )
+    return min(in_the_way, key=_age, default=None)
+
+
+def _cloned(record: Record, host: Host) -> Conflict:
+    return Conflict(
+        record,
+        f"node id {host.node_id} is also used by {_addresses(record)}, which holds {record.key}",
+        "give each host its own --node-id (cloned machines share /etc/machine-id and --state-dir)",
+    )
 
 
 def _decide_namesake(record: Record, config: NetworkConfig, host: Host, wish: Wish) -> Decision:
@@ -158,6 +190,10 @@ def _decide_namesake(record: Record, config: NetworkConfig, host: Host, wish: Wi
         if not _compatible(record.subnets, config):
             return Release(record, f"{record.key} does not fit the network config")
         return _keep_or_adopt(record, host, wish)
+    return _address_conflict(record)
+
+
+def _address_conflict(record: Record) -> Conflict:
     owner = f"node id {record.node_id}" if record.node_id else "a node without id"
     return Conflict(
         record,
@@ -173,10 +209,13 @@ def _keep_or_adopt(record: Record, host: Host, wish: Wish) -> Decision:
 
 
 def _is_ours(record: Record, host: Host, wish: Wish) -> bool:
-    if wish.etcd_lease and record.etcd_lease == wish.etcd_lease:
+    """Whether a record with our node id was written by this host: machines are cloned, ids and all."""
+    addresses = {*host.local_addresses, *host.external.public.values()}
+    if record.key in wish.silent or any(ip in addresses for ip in record.public_ips.values()):
         return True
-    addresses = {*host.local_addresses, *wish.public_ips.values()}
-    return record.key in wish.silent or any(ip in addresses for ip in record.public_ips.values())
+    if wish.held is not None:
+        return record.key == wish.held.key and record.mod_revision == wish.held.mod_revision
+    return bool(wish.etcd_lease) and record.etcd_lease == wish.etcd_lease
 
 
 def _names_us(record: Record, wish: Wish) -> bool:
@@ -200,35 +239,38 @@ def _fits(subnet: IPNetwork | None, allowed: SubnetRange | None) -> bool:
     )
 
 
-def _overlapping(subnets: Subnets, records: Iterable[Record]) -> Record | None:
-    for record in records:
-        for family, subnet in subnets.items():
-            other = record.subnets.get(family)
-            if other is not None and other.overlaps(subnet):
-                return record
-    return None
+def _overlap(one: Subnets, other: Subnets) -> bool:
+    return any(
+        net.version == theirs.version and net.overlaps(theirs)
+        for net in one.values()
+        for theirs in other.values()
+    )
 
 
-def _leased(snapshot: Snapshot) -> Iterator[Subnets]:
-    return (record.subnets for record in snapshot.records.values())
+def _may_be_leased(subnets: Subnets, config: NetworkConfig) -> bool:
+    """Whether they can have come from the Network at all; what cannot keeps nobody out."""
+    return any(
+        (allowed := config.ranges.get(family)) is not None and leasable(subnet, allowed.network)
+        for family, subnet in subnets.items()
+    )
 
 
-def _unreadable(snapshot: Snapshot, config: NetworkConfig) -> list[Subnets]:
-    """Subnets that we might lease, but for a value we cannot read: somebody may hold them all the same."""
-    found: list[Subnets] = []
+def _taken(snapshot: Snapshot, config: NetworkConfig) -> list[Subnets]:
+    """Subnets that have a key: leased, or with a value we cannot read and held all the same, perhaps."""
+    found = [record.subnets for record in snapshot.records.values()]
     for key in snapshot.bad.keys() - snapshot.records.keys():
         with suppress(RecordError):
             found.append(parse_key(key))
-    return [subnets for subnets in found if _compatible(subnets, config)]
+    return [subnets for subnets in found if _may_be_leased(subnets, config)]
 
 
 def _allocate(
-    config: NetworkConfig, stored: Sequence[Subnets], host: Host, wish: Wish, rng: Random
+    config: NetworkConfig, keys: Sequence[Subnets], host: Host, wish: Wish, rng: Random
 ) -> Decision:
-    """A random free subnet of each family, over the whole range; `stored` has a key each."""
+    """A random free subnet of each family, over the whole range; `keys` are taken."""
     chosen: dict[int, IPNetwork] = {}
     for family, allowed in config.ranges.items():
-        leased = [subnets.get(family) for subnets in stored]
+        leased = [subnets.get(family) for subnets in keys]
         taken = [net for net in (*leased, *host.local_networks) if net is not None]
         subnet = random_free(allowed, taken, rng)
         if subnet is None:

@@ -111,9 +111,13 @@ def _subnet_len(name: str, value: Any) -> int:
 def _network_v4(name: str, value: Any) -> IPv4Network:
     if isinstance(value, str) and re.fullmatch(r"[0-9.]+/[0-9]+", value):
         try:
-            return IPv4Network(value, strict=False)
+            network = IPv4Network(value, strict=False)
         except ValueError:
             pass
+        else:
+            if network.is_loopback or network.is_multicast or network.is_link_local:
+                raise _wrong(name, value, "a network whose addresses can be routed between hosts")
+            return network
     raise _wrong(name, value, f'an IPv4 network such as "{_LIMITS[4].network}"')
 
 

@@ -25,6 +25,12 @@ def describe(op: Op) -> str:
     return " ".join(part for part in parts if part)
 
 
+def describe_key(table: Table, key: Any) -> str:
+    """The row without its value: `nexthop via 192.0.2.2 dev eth0`."""
+    name, _ = _ROWS[table](key, None)
+    return f"{NOUNS[table]} {name}"
+
+
 def _hop(hop: NextHop) -> str:
     return f"via {hop.via} dev {hop.dev}" + (" onlink" if hop.onlink else "")
 

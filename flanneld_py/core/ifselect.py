@@ -174,6 +174,7 @@ def _external(
         mtu=link.mtu,
         addresses=PerFamily(own.get(4), own.get(6)),
         public=PerFamily(wanted.get(4, own.get(4)), wanted.get(6, own.get(6))),
+        mac=link.mac,
     )
 
 
@@ -217,7 +218,8 @@ def _advice(facts: HostFacts, most: int = 20) -> str:
     candidates = [
         f"{link.name} ({', '.join(str(held.address.ip) for held in link.addresses) or 'no address'})"
         for link in facts.links
-        if not _is_loopback(link)
+        # Tunnels and the ports of containers are never what carries the overlay.
+        if not _is_loopback(link) and link.kind not in ("vxlan", "veth")
     ]
     if not candidates:
         return "; this host has no interface but loopback: set one up, then name it with --iface"

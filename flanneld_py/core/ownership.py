@@ -25,6 +25,25 @@ def nexthop_ids(prefix: str) -> range:
     return range(start + 1, start + (1 << NEXTHOP_SLOT_BITS))
 
 
+LONGEST_NAME = 107
+"""Bytes of an abstract unix socket's name behind its NUL (unix(7): sun_path has 108)."""
+
+
 def lock_name(prefix: str) -> str:
     """Abstract unix socket (unix(7)) held by the daemon of a prefix; one per network namespace."""
-    return f"\0flanneld-py:{prefix}"
+    return _abstract("flanneld-py:", prefix)
+
+
+def file_lock_name(subnet_file: str) -> str:
+    """The same for a subnet file (its real path): beside it is room for one status and one socket."""
+    return _abstract("flanneld-py-file:", subnet_file)
+
+
+def _abstract(kind: str, what: str) -> str:
+    name = kind + what
+    raw = what.encode(errors="surrogateescape")
+    if len(kind) + len(raw) > LONGEST_NAME:
+        digest = hashlib.sha256(raw).hexdigest()[:32]
+        head = raw[: LONGEST_NAME - len(kind) - len(digest) - 3].decode(errors="ignore")
+        name = f"{kind}{head}...{digest}"
+    return f"\0{name}"

@@ -14,8 +14,12 @@ def normal_prefix(prefix: str) -> str:
     `/` stays as it is. Normal prefixes come back unchanged.
 
     Raises:
-        UsageError: nothing is left, so the prefix would name every key there is.
+        UsageError: nothing is left, so the prefix would name every key there is; or it is not UTF-8.
     """
+    try:
+        prefix.encode()
+    except UnicodeEncodeError:  # bytes of the command line that are none come as surrogates (PEP 383)
+        raise UsageError(f"--etcd-prefix: {prefix!r}: expected UTF-8 text") from None
     normal = posixpath.normpath(prefix) if prefix else "."
     if normal == ".":
         raise UsageError(f"--etcd-prefix: {prefix!r}: expected a path such as /coreos.com/network")

@@ -266,14 +266,16 @@ def config_entry(listing: Listing) -> Entry | None:
     return next((entry for entry in listing.entries if entry.key == CONFIG_KEY), None)
 
 
-def snapshot(listing: Listing, previous: Snapshot | None = None) -> Snapshot:
+def snapshot(listing: Listing, previous: Snapshot | None = None, *, replaced: bool = False) -> Snapshot:
     """All records of a listing, and why the others are bad, both by the last part of their key.
 
     A key whose value cannot be read now keeps its record of `previous`, and is in `bad` as well; not if the
-    key was deleted and created anew since. Unchanged records are the same objects as in `previous`.
+    key was deleted and created anew since. Unchanged records are the same objects as in `previous`; none is
+    when etcd has another history since: `replaced` says so, or the listing shows it.
     """
     same_history = (
         previous is not None
+        and not replaced
         and previous.cluster_id == listing.cluster_id
         and previous.revision <= listing.revision
     )
@@ -290,7 +292,8 @@ def snapshot(listing: Listing, previous: Snapshot | None = None) -> Snapshot:
             if old is not None and same_history and old.create_revision != entry.create_revision:
                 old = None
             _put(records, bad, key, entry, old)
-    return Snapshot(listing.revision, listing.cluster_id, records, bad)
+    epoch = previous.epoch + (not same_history) if previous is not None else 0
+    return Snapshot(listing.revision, listing.cluster_id, records, bad, epoch)
 
 
 def fold(snapshot: Snapshot, changes: Changes) -> Snapshot:
@@ -308,7 +311,7 @@ def fold(snapshot: Snapshot, changes: Changes) -> Snapshot:
         old = records.pop(key, None)
         if change.entry is not None:
             _put(records, bad, key, change.entry, old)
-    return Snapshot(changes.revision, snapshot.cluster_id, records, bad)
+    return Snapshot(changes.revision, snapshot.cluster_id, records, bad, snapshot.epoch)
 
 
 def _is_of(record: Record, entry: Entry) -> bool:

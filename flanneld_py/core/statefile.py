@@ -22,6 +22,8 @@ class SavedState:
     networks: tuple[IPNetwork, ...] = ()
     subnets: Subnets = field(default_factory=PerFamily)
     etcd_lease: int = 0
+    mac: str = ""
+    """Of the external interface: a copy of this file on another machine proves nothing there."""
 
 
 def render_state(state: SavedState) -> str:
@@ -32,6 +34,7 @@ def render_state(state: SavedState) -> str:
         "networks": [str(net) for net in state.networks],
         "subnets": [str(net) for net in state.subnets.values()],
         "etcd_lease": state.etcd_lease,
+        "mac": state.mac,
     }
     return json.dumps({**body, "sha256": _checksum(body)}, indent=1) + "\n"
 
@@ -41,6 +44,8 @@ def parse_state(text: str) -> SavedState | None:
     try:
         body = json.loads(text)
         if body.pop("sha256") != _checksum(body) or body["format"] != FORMAT:
+            return None
+        if not _has_our_types(body):
             return None
         subnets = [ip_network(net) for net in body["subnets"]]
         return SavedState(
@@ -52,9 +57,16 @@ def parse_state(text: str) -> SavedState | None:
                 v6=next((net for net in subnets if net.version == 6), None),
             ),
             etcd_lease=body["etcd_lease"],
+            mac=body["mac"],
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _has_our_types(body: dict[str, Any]) -> bool:
+    """A right checksum is no proof: anybody can make one, and `ip_network` also takes numbers."""
+    texts = [body["prefix"], body["node_id"], *body["networks"], *body["subnets"]]
+    return all(isinstance(text, str) for text in texts) and type(body["etcd_lease"]) is int
 
 
 def _checksum(body: dict[str, Any]) -> str:

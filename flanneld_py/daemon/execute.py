@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
+from flanneld_py.core.describe import describe_key
 from flanneld_py.core.plan import referents, still_needed
 from flanneld_py.drivers.base import Driver
 from flanneld_py.model import Op, Outcome, Scope, State, Table
@@ -74,5 +75,5 @@ def _waiting(
 def _waits(op: Op, want: State, failed: Mapping[tuple[Table, object], str]) -> str | None:
     for referent in referents(op, want):
         if referent in failed:
-            return f"waits for {referent[0]} {referent[1]}: {failed[referent]}"
+            return f"waits for {describe_key(*referent)}: {failed[referent]}"
     return None

@@ -7,12 +7,18 @@ from dataclasses import dataclass
 import structlog
 
 from flanneld_py.core import ifselect
-from flanneld_py.daemon.inbox import Inbox, Problem
+from flanneld_py.core.pace import TokenBucket
+from flanneld_py.daemon.inbox import Inbox, Problem, boottime
 from flanneld_py.daemon.target import Target
 from flanneld_py.drivers.kernel import read_host
 from flanneld_py.drivers.monitor import Heard, Monitor
 from flanneld_py.errors import FlanneldError, HostError, KernelError
 from flanneld_py.model import Family, Host, HostFacts
+
+BURST, PER_SECOND = 10, 5.0
+"""Of readings of the host: some program may change a link at line rate."""
+RETRY = 1.0
+"""Seconds until the host is read again after that has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +62,7 @@ def host_of(facts: HostFacts, wanted: Wanted) -> Host:
 
 def follow(monitor: Monitor, target: Target) -> None:
     """Tell the monitor what concerns us, so that ordinary traffic on the host wakes nobody."""
-    monitor.follow(set(target.state.links), target.scope.networks, target.state.fdb)
+    monitor.follow(target.state, target.scope)
 
 
 class HostWatch:
@@ -67,6 +73,8 @@ class HostWatch:
         self._wanted = wanted
         self._inbox = inbox
         self._log = structlog.get_logger().bind(part="host")
+        self._bucket = TokenBucket(BURST, PER_SECOND, boottime())
+        self._must_reread = False
 
     def read(self) -> None:
         """Read the host once and offer it.
@@ -91,13 +99,14 @@ class HostWatch:
     def run(self) -> None:
         """Until the monitor is closed."""
         while not self._inbox.stopped:
-            heard = self._monitor.wait(None)
-            if heard is None:
-                continue
-            self._take(heard)
+            heard = self._monitor.wait(RETRY if self._must_reread else None)
+            if not self._inbox.stopped:
+                self._take(heard or Heard())
 
     def _take(self, heard: Heard) -> None:
-        if heard.overflow or heard.host or heard.links:
+        if heard.overflow or heard.host or heard.links or self._must_reread:
+            # What is said meanwhile is heard as one.
+            self._inbox.pause(self._bucket.take(boottime()))
             self._reread()
         if heard.overflow or heard.ours or heard.links & self._inbox.levels.report.devices:
             self._log.debug("kernel_changed", links=sorted(heard.links), overflow=heard.overflow)
@@ -105,13 +114,18 @@ class HostWatch:
 
     def _reread(self) -> None:
         """A host that lost its interface keeps what it has; the last known facts stay in force."""
+        self._must_reread = False
         try:
             self.read()
-        except (HostError, KernelError) as error:
-            self._problem(error)
+        except HostError as error:
+            self._problem(error, "bring the interface back, or set --iface")
+        except KernelError as error:
+            # Nothing need happen on the host that would tell us when to look again.
+            self._must_reread = True
+            self._problem(error, "wait a little, as it is tried again every second")
 
-    def _problem(self, error: FlanneldError) -> None:
-        problem = Problem("host-interface", str(error), "bring the interface back, or set --iface")
+    def _problem(self, error: FlanneldError, fix: str) -> None:
+        problem = Problem("host-interface", str(error), fix)
         if problem != self._inbox.levels.host_problem:
             self._log.warning("host_interface", reason=str(error))
             self._inbox.offer(host_problem=problem)

@@ -1,44 +1,93 @@
-"""One daemon per prefix and network namespace, one per state directory."""
+"""One daemon per prefix and network namespace, one per state directory, one per subnet file."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from flanneld_py.core.ownership import lock_name
+from flanneld_py.core.ownership import file_lock_name, lock_name
 from flanneld_py.errors import HostError
 
 
 class Locks:
     """Held until the process ends; the kernel lets go of them by itself."""
 
-    def __init__(self, prefix: str, state_dir: Path) -> None:
-        """Take both locks.
+    def __init__(self, prefix: str, state_dir: Path, subnet_file: Path) -> None:
+        """Take all of them.
 
         Raises:
-            HostError: another process holds one.
+            HostError: another process holds one, or the state directory cannot be used.
+            OSError: this process has reached a limit.
         """
-        self._socket = _lock_prefix(prefix)
-        self._file = _lock_directory(state_dir)
+        with ExitStack() as held:
+            _bind(
+                held,
+                lock_name(prefix),
+                f"another flanneld-py (or a flannelctl cleanup) works on prefix {prefix} on this host",
+                "stop it, or use another --etcd-prefix",
+            )
+            held.callback(os.close, _lock_directory(state_dir))
+            # By its name, not by a lock on a file beside it, which somebody would have to remove.
+            _bind(
+                held,
+                file_lock_name(os.path.realpath(subnet_file)),
+                f"--subnet-file {subnet_file} is in use by another flanneld-py",
+                "give each daemon its own",
+            )
+            self._held = held.pop_all()
 
     def release(self) -> None:
-        self._socket.close()
-        os.close(self._file)
+        self._held.close()
 
 
-def _lock_prefix(prefix: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+def _bind(held: ExitStack, name: str, taken: str, advice: str) -> None:
+    """Bind an abstract unix socket of this name, until `held` is closed."""
+    sock = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC))
     try:
-        sock.bind(lock_name(prefix))
+        sock.bind(name)
     except OSError as error:
-        sock.close()
-        raise HostError(
-            f"another flanneld-py (or a flannelctl cleanup) works on prefix {prefix} on this host; "
-            f"stop it, or use another --etcd-prefix"
-        ) from error
-    return sock
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise HostError(f"{taken}: {_holder(name)}; {advice}") from error
+
+
+def _holder(name: str) -> str:
+    """Who has bound an abstract socket: anybody may, so an operator must be able to find out."""
+    label = "@" + name[1:]
+    nobody = f"{label} is held by a process that cannot be seen from here"
+    try:
+        rows = Path("/proc/net/unix").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return nobody
+    # Num RefCount Protocol Flags Type St Inode Path
+    inodes = [row[6] for line in rows if len(row := line.split(maxsplit=7)) == 8 and row[7] == label]
+    pid = next((pid for inode in inodes if (pid := _owner(f"socket:[{inode}]")) is not None), None)
+    if pid is None:
+        return nobody
+    comm = ""
+    with suppress(OSError):
+        comm = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+    return f"{label} is held by pid {pid} ({''.join(c if c.isprintable() else '?' for c in comm)})"
+
+
+def _owner(link: str) -> int | None:
+    """The process that has this file open (proc(5), /proc/pid/fd)."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended, or is not for us to see
+            if any(_readlink(fd) == link for fd in (process / "fd").iterdir()):
+                return int(process.name)
+    return None
+
+
+def _readlink(path: Path) -> str:
+    try:
+        return str(path.readlink())
+    except OSError:
+        return ""
 
 
 def _lock_directory(state_dir: Path) -> int:
@@ -47,14 +96,19 @@ def _lock_directory(state_dir: Path) -> int:
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         raise HostError(
             f"--state-dir {state_dir}: {error.strerror}; make it writable or choose another"
         ) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         os.close(fd)
         raise HostError(
             f"--state-dir {state_dir} is in use by another flanneld-py; give each daemon its own"
         ) from error
+    except OSError as error:
+        os.close(fd)
+        raise HostError(f"--state-dir {state_dir}: cannot lock {path}: {error.strerror}") from error
     return fd

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 
 
 class Notifier:
@@ -15,13 +16,13 @@ class Notifier:
         self._address = "\0" + address[1:] if address.startswith("@") else address
 
     def send(self, **fields: str) -> None:
-        """`send(READY="1", STATUS="…")`. A manager that went away is no reason to fail."""
+        """`send(READY="1", STATUS="…")`. A manager that went away is no reason to fail, nor is a limit."""
         if not self._address:
             return
         message = "\n".join(f"{name}={value}" for name, value in fields.items())
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        with (
+            suppress(OSError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock,
+        ):
             sock.setblocking(False)
-            try:
-                sock.sendto(message.encode(), self._address)
-            except OSError:
-                return
+            sock.sendto(message.encode(errors="backslashreplace"), self._address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ RETRY = 5.0
 
 
 class Publisher:
-    """Writes the status when it has changed."""
+    """Writes the status when it has changed, or its file is gone."""
 
     def __init__(self, inbox: Inbox, process: Process, path: Path, notifier: Notifier) -> None:
         self._inbox = inbox
@@ -44,7 +45,8 @@ class Publisher:
             self._inbox.pause(REST if self._ready else REST_BEFORE_READY)
 
     def publish(self, status: dict[str, Any]) -> None:
-        if _without_times(status) == _without_times(self._published) and not self._failing:
+        unchanged = _without_times(status) == _without_times(self._published)
+        if unchanged and not self._failing and os.path.lexists(self._path):
             return
         self._published = status
         self._notify(status)

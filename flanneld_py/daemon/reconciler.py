@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
@@ -218,9 +218,7 @@ class Reconciler:
 
     def _report(self, target: Target, failed: tuple[tuple[str, str], ...]) -> None:
         memory, last = self._memory, self._inbox.levels.report
-        for key, reason in target.peers.rejected.items():
-            if last.peers.rejected.get(key) != reason:
-                self._log.warning("peer_rejected", key=key, reason=reason)
+        self._log_rejected(last.peers.rejected, target.peers.rejected)
         actual = memory.actual.files if memory.actual is not None else {}
         path = self._settings.subnet_file
         self._inbox.offer(
@@ -237,6 +235,13 @@ class Reconciler:
                 failing_since=(last.failing_since or utc_now()) if failed else "",
             )
         )
+
+    def _log_rejected(self, known: Mapping[str, str], rejected: Mapping[str, str]) -> None:
+        news = [key for key, reason in rejected.items() if known.get(key) != reason]
+        for key in news[:SHOWN]:
+            self._log.warning("peer_rejected", key=key, reason=rejected[key])
+        if len(news) > SHOWN:
+            self._log.warning("peers_rejected", count=len(news), see="peers.bad of the status")
 
     def _fail(self, problem: Problem) -> None:
         last = self._inbox.levels.report

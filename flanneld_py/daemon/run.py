@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,13 +25,14 @@ from flanneld_py.daemon.inbox import Inbox, boottime
 from flanneld_py.daemon.leasekeeper import LastRun, LeaseKeeper
 from flanneld_py.daemon.lock import Locks
 from flanneld_py.daemon.notify import Notifier
+from flanneld_py.daemon.oldfiles import read_regular
 from flanneld_py.daemon.publisher import Publisher
 from flanneld_py.daemon.reconciler import Reconciler
 from flanneld_py.daemon.registrywatch import RegistryWatch
 from flanneld_py.daemon.status import Process, compose
 from flanneld_py.daemon.target import Settings
 from flanneld_py.drivers.etcd import EtcdRegistry, EtcdSettings
-from flanneld_py.drivers.files import HostFiles, read_text
+from flanneld_py.drivers.files import HostFiles
 from flanneld_py.drivers.kernel import KernelLinks
 from flanneld_py.drivers.monitor import Monitor
 from flanneld_py.drivers.rtnetlink import RtnetlinkTables
@@ -40,8 +43,11 @@ STOP_WITHIN = 4.0
 """Seconds for the threads to end after SIGTERM; a call to a hanging etcd is then abandoned."""
 CAP_NET_ADMIN = 12
 """linux/capability.h."""
-SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
+LAST_RESORT = 4.5
+"""Seconds after SIGTERM when the process ends whatever it does: a disk or a terminal may hang too."""
+STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 THREAD_DIED = signal.SIGUSR1
+SIGNALS = {*STOP_SIGNALS, signal.SIGHUP, THREAD_DIED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +76,23 @@ class LastTime:
 
 def last_time(options: Options) -> LastTime:
     """Read the state file and the old subnet.env; what is missing or damaged counts as empty."""
-    saved = parse_state(read_text(options.state_file) or "")
+    saved = parse_state(_old_text(options.state_file))
     if saved is None or saved.prefix != options.etcd.prefix:
         saved = SavedState(options.etcd.prefix, "")
-    old = parse_subnet_env(read_text(options.subnet_file) or "")
+    old = parse_subnet_env(_old_text(options.subnet_file))
     known = [subnets for subnets in (saved.subnets, old.subnets) if subnets.values()]
     return LastTime(
-        run=LastRun(tuple(dict.fromkeys(known)), saved.etcd_lease),
+        run=LastRun(tuple(dict.fromkeys(known)), saved.etcd_lease, saved.mac),
         networks=tuple(dict.fromkeys((*saved.networks, *old.networks.values()))),
     )
+
+
+def _old_text(path: Path) -> str:
+    try:
+        return read_regular(path) or ""
+    except OSError as error:
+        structlog.get_logger().warning("file_ignored", part="main", path=str(path), error=error.strerror)
+        return ""
 
 
 def require_net_admin() -> None:
@@ -97,6 +111,7 @@ class Daemon:
 
         Raises:
             HostError, UsageError: this host or the command line makes a start pointless.
+            OSError: this process has reached a limit.
         """
         # Blocked before any thread is started, so that only sigwait in `run` takes them.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -104,7 +119,7 @@ class Daemon:
         self._options = options
         prefix = options.etcd.prefix
         self._log = structlog.get_logger().bind(part="main")
-        self._locks = Locks(prefix, options.state_dir)
+        self._locks = Locks(prefix, options.state_dir, options.subnet_file)
         node_id = node_id_of(options.node_id, options.state_dir)
         last = last_time(options)
         self._inbox = Inbox()
@@ -120,7 +135,9 @@ class Daemon:
         self._hostwatch = HostWatch(self._monitor, wanted, self._inbox)
         self._hostwatch.read()
         self._registrywatch = RegistryWatch(self._registry, prefix, self._inbox)
-        self._leasekeeper = LeaseKeeper(self._registry, self._inbox, last.run, options.state_file)
+        self._leasekeeper = LeaseKeeper(
+            self._registry, self._inbox, last.run, options.state_file, self._registrywatch.distrust
+        )
         self._process = Process(os.getpid(), prefix, node_id)
         self._publisher = Publisher(
             self._inbox, self._process, Path(status_path(str(options.subnet_file))), self._notifier
@@ -133,9 +150,17 @@ class Daemon:
             },
         )
         self._failed = False
+        self._threads: list[threading.Thread] = []
+        self._asked_to_stop = threading.Event()
 
-    def run(self) -> int:
-        """Work until a signal; the answer is the exit code."""
+    def start(self) -> None:
+        """Start the threads.
+
+        Raises:
+            RuntimeError, MemoryError: a limit allows no more threads.
+        """
+        if signal.sigpending() & STOP_SIGNALS:
+            return  # `run` then ends at once
         self._log.info(
             "start",
             version=__version__,
@@ -143,7 +168,7 @@ class Daemon:
             prefix=self._process.prefix,
             etcd=list(self._options.etcd.endpoints),
         )
-        threads = [
+        self._threads = [
             self._thread("registry-watch", self._registrywatch.run),
             self._thread("lease-keeper", self._leasekeeper.run),
             self._thread("host-watch", self._hostwatch.run),
@@ -151,11 +176,33 @@ class Daemon:
             self._thread("publisher", self._publisher.run),
             self._thread("control", self._control.run),
         ]
-        for thread in threads:
+        # Made now: at the end there may be no thread to be had.
+        self._thread("last-resort", self._end_anyway).start()
+        for thread in self._threads:
             thread.start()
+
+    def run(self) -> int:
+        """Work until a signal; the answer is the exit code."""
+        if not self._threads:
+            self._control.stop()
+            return os.EX_OK
         number = self._wait_for_end()
-        self._stop(threads, number)
+        self._asked_to_stop.set()
+        try:
+            self._stop(number)
+        except Exception:  # noqa: BLE001 - the process must end all the same
+            self._failed = True
+            self._log.exception("defect", thread="main")
+        return self._code
+
+    @property
+    def _code(self) -> int:
         return os.EX_SOFTWARE if self._failed else os.EX_OK
+
+    def _end_anyway(self) -> None:
+        self._asked_to_stop.wait()
+        time.sleep(LAST_RESORT)
+        os._exit(self._code)
 
     def _wait_for_end(self) -> int:
         while True:
@@ -164,20 +211,22 @@ class Daemon:
                 return number
             self._log.info("resync", reason="SIGHUP")
             self._inbox.kernel_changed()
+            self._control.check()
 
-    def _stop(self, threads: list[threading.Thread], number: int) -> None:
+    def _stop(self, number: int) -> None:
         self._log.info("stop", signal=signal.Signals(number).name)
         self._notifier.send(STOPPING="1", STATUS="stopping; the data plane stays")
         deadline = boottime() + STOP_WITHIN
         self._inbox.stop()
         self._registrywatch.stop()
         # Ends calls to an etcd that hangs; in a thread of its own, as it may hang itself.
-        self._thread("registry-close", self._registry.close).start()
+        with suppress(RuntimeError):  # no thread to be had: then the calls are abandoned
+            self._thread("registry-close", self._registry.close).start()
         self._monitor.interrupt()
         self._control.stop()
-        for thread in threads:
+        for thread in self._threads:
             thread.join(max(0.0, deadline - boottime()))
-        late = [thread.name for thread in threads if thread.is_alive()]
+        late = [thread.name for thread in self._threads if thread.is_alive()]
         if late:
             self._log.warning("abandoned", threads=late)
         self._publisher.publish(compose(self._inbox.levels, self._process, stopped=True))
@@ -189,7 +238,9 @@ class Daemon:
             except Exception:  # noqa: BLE001 - whatever it is, the process must not go on without this thread
                 # A defect of ours: say it once and end the process, a manager will start it afresh.
                 self._failed = True
-                self._log.exception("defect", thread=name)
-                os.kill(os.getpid(), THREAD_DIED)
+                try:
+                    self._log.exception("defect", thread=name)
+                finally:
+                    os.kill(os.getpid(), THREAD_DIED)
 
         return threading.Thread(target=guarded, name=name, daemon=True)

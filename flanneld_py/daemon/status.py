@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 from flanneld_py import __version__
 from flanneld_py.daemon.inbox import Levels, Problem
 
 SHOWN_FAILURES = 20
+SHOWN_BAD = 50
+LONGEST_TEXT = 300
+"""Characters of a bad record's key or reason: both are made of what a stranger wrote."""
 WAITING = {"config-missing", "config-invalid", "lease-waiting", "lease-conflict", "registry-unreachable"}
 
 
@@ -57,10 +61,7 @@ def compose(levels: Levels, process: Process, *, stopped: bool = False) -> dict[
             **asdict(levels.registry),
             "revision": levels.snapshot.revision if levels.snapshot else None,
         },
-        "peers": {
-            "count": len(report.peers.accepted),
-            "bad": {**report.peers.rejected, **(levels.snapshot.bad if levels.snapshot else {})},
-        },
+        "peers": {"count": len(report.peers.accepted), **_bad(levels)},
         "drift": {
             "repaired": dict(report.repaired),
             "ops": {"set": report.ops.get("set", 0), "del": report.ops.get("del", 0)},
@@ -68,6 +69,17 @@ def compose(levels: Levels, process: Process, *, stopped: bool = False) -> dict[
         },
         "problems": [asdict(problem) for problem in problems],
     }
+
+
+def _bad(levels: Levels) -> dict[str, Any]:
+    """Some of the records that are left out, and how many there are."""
+    bad = {**levels.report.peers.rejected, **(levels.snapshot.bad if levels.snapshot else {})}
+    shown = islice(bad.items(), SHOWN_BAD)
+    return {"bad": {_cut(key): _cut(reason) for key, reason in shown}, "bad_count": len(bad)}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
 
 
 def is_ready(levels: Levels) -> bool:

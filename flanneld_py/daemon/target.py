@@ -89,4 +89,5 @@ def _scope(inputs: Inputs, settings: Settings, state: State) -> Scope:
         adoptable=adoptable,
         sysctls=frozenset(state.sysctls),
         files=frozenset(state.files),
+        devices=frozenset(state.links),
     )

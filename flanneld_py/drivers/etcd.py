@@ -36,7 +36,7 @@ from flanneld_py.drivers.etcdanswers import (
 from flanneld_py.drivers.etcdsettings import Endpoint, EtcdSettings, check
 from flanneld_py.drivers.etcdwatch import WatchStream
 from flanneld_py.errors import Compacted, LeaseGone, Unreachable
-from flanneld_py.model import Entry, Listing
+from flanneld_py.model import Entry, Fingerprint, Listing
 
 __all__ = ["EtcdRegistry", "EtcdSettings", "WatchStream", "Written"]
 
@@ -160,12 +160,34 @@ class EtcdRegistry:
         """The endpoint in use, or the next to be tried."""
         return str(self._endpoints[self._index])
 
-    def list(self) -> Listing:
-        """All keys at one revision; one request for up to PAGE_KEYS of them."""
+    def list(self, *, first: bool = False) -> Listing:
+        """All keys at one revision; one request for up to PAGE_KEYS of them.
+
+        `first`: no connection has been there that might have broken since, and whoever starts the daemon is
+        to be told soon what is wrong. Each endpoint is tried once, for ATTEMPT_SECONDS.
+        """
         try:
-            return self._list()
+            return self._list(first)
         except Compacted:  # between two pages
-            return self._list()
+            return self._list(first)
+
+    def fingerprint(self, revision: int) -> Fingerprint:
+        """What stood below the prefix at a revision: one request, answered in a few bytes.
+
+        Raises:
+            Compacted: list again: the revision is gone, or (Replaced) has not come about.
+        """
+        request = etcdrpc.RangeRequest(
+            key=self._root,
+            range_end=range_end(self._root),
+            revision=revision,
+            limit=1,
+            sort_order=etcdrpc.RangeRequest.DESCEND,
+            sort_target=etcdrpc.RangeRequest.MOD,
+            keys_only=True,
+        )
+        reply = self._call(lambda client: client.kvstub.Range, request, LIST_SECONDS)
+        return Fingerprint(reply.count, reply.kvs[0].mod_revision if reply.kvs else 0)
 
     def watch(self, revision: int, cluster_id: int, *, resumed: bool = False) -> WatchStream:
         """Follow all keys from just after a revision.
@@ -177,7 +199,7 @@ class EtcdRegistry:
 
         Raises:
             Compacted: list again: the revision is gone (this may also show in the first iteration only), or
-                this is another cluster, or an older state of it.
+                (Replaced) this is another cluster, or an older state of it.
         """
 
         def open_watch(link: _Link) -> WatchStream:
@@ -265,7 +287,7 @@ class EtcdRegistry:
     def _name(self, key: str) -> bytes:
         return self._root + key.encode()
 
-    def _list(self) -> Listing:
+    def _list(self, first: bool) -> Listing:
         entries: list[Entry] = []
         limit, key, header = PAGE_KEYS, self._root, None
         while True:
@@ -276,7 +298,12 @@ class EtcdRegistry:
                 revision=header.revision if header else 0,
             )
             try:
-                reply = self._call(lambda client: client.kvstub.Range, request, LIST_SECONDS)
+                reply = self._call(
+                    lambda client: client.kvstub.Range,
+                    request,
+                    ATTEMPT_SECONDS if first else LIST_SECONDS,
+                    attempts=len(self._endpoints) + (not first),
+                )
             except TooLarge:
                 if limit == 1:
                     raise
@@ -308,19 +335,25 @@ class EtcdRegistry:
         there = entry_of(found[0], self._root) if found else None
         return Written(reply.succeeded, reply.header.revision, there)
 
-    def _call(self, method: Callable[[Any], Any], request: Any, seconds: float | None = None) -> Any:
+    def _call(
+        self,
+        method: Callable[[Any], Any],
+        request: Any,
+        seconds: float | None = None,
+        attempts: int | None = None,
+    ) -> Any:
         def attempt(link: _Link) -> Any:
             return method(link.client)(request, timeout=seconds or ATTEMPT_SECONDS, metadata=self._metadata())
 
-        return self._try(attempt)
+        return self._try(attempt, attempts)
 
     # --- endpoints
 
-    def _try(self, attempt: Callable[[_Link], T]) -> T:
+    def _try(self, attempt: Callable[[_Link], T], attempts: int | None = None) -> T:
         """Make a call at the endpoint in use, then at the others, then at the first on a new connection."""
         failures: dict[str, AttemptError] = {}
         give_up = time.monotonic() + TOTAL_SECONDS
-        left, renewed = len(self._endpoints) + 1, False
+        left, renewed = attempts or len(self._endpoints) + 1, False
         while left and time.monotonic() < give_up:
             link = self._enter()
             try:

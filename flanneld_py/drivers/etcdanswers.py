@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from flanneld_py.errors import Compacted, LeaseGone, Refused, RegistryError, Unreachable
+from flanneld_py.errors import Compacted, LeaseGone, Refused, RegistryError, Replaced, Unreachable
 from flanneld_py.model import Entry
 
 
@@ -59,6 +59,7 @@ _CAUSES: tuple[tuple[str, type[RegistryError], str], ...] = (
     ("authentication failed", Refused, "wrong user or password (--etcd-username, --etcd-password)"),
     ("^PERMISSION_DENIED (.*)", Refused, "{}; see `etcdctl role get`"),
     ("^OUT_OF_RANGE (.*compacted.*)", Compacted, "{}"),
+    ("^OUT_OF_RANGE .*future revision", Replaced, "the registry was replaced or restored: list again"),
     ("^NOT_FOUND (.*lease.*)", LeaseGone, "{}"),
     ("(lease already exists)", LeaseExists, "{}"),
     ("^RESOURCE_EXHAUSTED (.*larger than max.*)", TooLarge, "{}"),

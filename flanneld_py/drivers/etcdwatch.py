@@ -19,7 +19,7 @@ from flanneld_py.drivers.etcdanswers import (
     range_end,
     relative_key,
 )
-from flanneld_py.errors import Compacted, Unreachable
+from flanneld_py.errors import Compacted, Replaced, Unreachable
 from flanneld_py.model import Change, Changes
 
 CREATE_SECONDS = 3.0
@@ -106,7 +106,7 @@ class WatchStream(Iterator[Changes]):
     def _check_history(self, header: Any, cluster_id: int) -> None:
         """A wiped or restored etcd would watch on as if nothing were missing."""
         if header.cluster_id != cluster_id or header.revision < self._revision:
-            raise AttemptError(Compacted, "the registry was replaced or restored: list again")
+            raise AttemptError(Replaced, "the registry was replaced or restored: list again")
 
     def _end(self) -> None:
         self._over.set()

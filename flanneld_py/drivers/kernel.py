@@ -14,9 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from flanneld_py.core.ownership import link_alias
 from flanneld_py.drivers import rtmessages as rt
-from flanneld_py.drivers.links import Device, number, read_addresses, read_default_device, read_devices
+from flanneld_py.drivers.links import (
+    Device,
+    OwnDevices,
+    device_name,
+    number,
+    read_addresses,
+    read_default_device,
+    read_devices,
+)
 from flanneld_py.drivers.netlink import HEADER, NLM_F_ACK, Failure, NetlinkSocket
 from flanneld_py.model import (
     FAMILIES,
@@ -89,7 +96,7 @@ class KernelLinks:
     tables: tuple[Table, ...] = ("links", "addrs")
 
     def __init__(self, prefix: str) -> None:
-        self._alias = link_alias(prefix)
+        self._own = OwnDevices(prefix)
         self._netlink = NetlinkSocket()
         self._adopted: set[int] = set()
 
@@ -107,13 +114,15 @@ class KernelLinks:
         devices = read_devices(self._netlink, rt.VXLAN_LINKS)
         addresses = read_addresses(self._netlink)
         inside = rt.Inside(scope.networks)
+        self._own.look(devices)
         self._adopted = set()
         links: dict[str, VxlanLink] = {}
         addrs: dict[tuple[str, IPInterface], bool] = {}
         for device in devices:
             on_it = [a.address for a in addresses.get(device.index, ()) if a.scope == "global"]
             within = [address for address in on_it if inside.address(address.ip.packed)]
-            if self._adoptable(device) and len(on_it) == 1 and within:
+            wanted = device.name in scope.devices and self._adoptable(device)
+            if wanted and len(on_it) == 1 and within:
                 self._adopted.add(device.index)
             if device.kind == "vxlan" and self._is_ours(device):
                 links[device.name] = _vxlan_link(device)
@@ -121,7 +130,7 @@ class KernelLinks:
         return State(links=links, addrs=addrs)
 
     def _is_ours(self, device: Device) -> bool:
-        return device.alias == self._alias or (device.index in self._adopted and self._adoptable(device))
+        return self._own.is_ours(device) or (device.index in self._adopted and self._adoptable(device))
 
     def _adoptable(self, device: Device) -> bool:
         """Whether it may be what Go flannel left; its one address must lie in our Networks besides."""
@@ -179,11 +188,22 @@ class KernelLinks:
             Request("link", "set", {"index": index, "ifalias": want.alias}),
         )
         if refused is not None:
-            return f"cannot create {name}: {_explain(refused, want)}"
+            return f"cannot create {name}: {_explain(refused, want)}{self._holder(refused, want)}"
         if unmarked is not None:
             self._send(Request("link", "del", {"index": index}))
             return f"cannot mark {name} as ours: {unmarked.reason}"
         return self._carry_out(name, want, {"state": {"state": "up"}} if want.up else {}, index)
+
+    def _holder(self, refused: Failure, want: VxlanLink) -> str:
+        """Who holds the VNI for which a creation was refused, and what to do about it."""
+        if refused.code != errno.EEXIST or "VNI" not in refused.reason:
+            return ""  # it was about the name
+        for device in read_devices(self._netlink, rt.VXLAN_LINKS):
+            have = _vxlan_link(device)
+            if (have.vni, have.port) == (want.vni, want.port):
+                return f"; it is {device.name}: remove that, or choose another VNI"
+        # The kernel keeps a VNI with the namespace in which its device was made.
+        return "; its device was moved to another network namespace: remove it there, or choose another VNI"
 
     def _change(self, device: Device, want: VxlanLink) -> str | None:
         if device.kind != "vxlan":
@@ -291,14 +311,10 @@ def _explain(refused: Failure, want: VxlanLink, what: str = "") -> str:
 def _vxlan_link(device: Device) -> VxlanLink:
     info = device.info
     local = info.get(IFLA_VXLAN_LOCAL) or info.get(IFLA_VXLAN_LOCAL6) or bytes(4)
-    try:
-        underlying = socket.if_indextoname(number(info.get(IFLA_VXLAN_LINK)))
-    except OSError:
-        underlying = ""  # none, or one of another network namespace
     return VxlanLink(
         vni=number(info.get(IFLA_VXLAN_ID)),
         port=int.from_bytes(info.get(IFLA_VXLAN_PORT, b""), "big"),
-        dev=underlying,
+        dev=device_name(number(info.get(IFLA_VXLAN_LINK))),  # empty: none, or one of another namespace
         local=rt.address(local),
         mtu=device.mtu,
         mac=device.mac,

@@ -1,15 +1,19 @@
-"""Links and addresses as the kernel dumps them (linux/if_link.h, linux/if_addr.h)."""
+"""Links, addresses and routes as the kernel dumps them (linux/{if_link,if_addr,rtnetlink}.h)."""
 
 from __future__ import annotations
 
+import os
+import socket
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_interface
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from flanneld_py.core.ownership import link_alias
 from flanneld_py.drivers import rtmessages as rt
 from flanneld_py.drivers.netlink import U32, NetlinkSocket, attributes
-from flanneld_py.model import AddressFacts, Family
+from flanneld_py.model import AddressFacts, Family, IPNetwork, NextHop
 
 IFF_UP = 0x1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
@@ -31,6 +35,45 @@ class Device:
     alias: str
     info: dict[int, bytes]
     """The kind's own attributes, IFLA_INFO_DATA."""
+
+
+class RouteMark(NamedTuple):
+    """What tells the routes to one destination apart."""
+
+    protocol: int
+    tos: int
+    metric: int
+
+
+class FoundRoute(NamedTuple):
+    """A route of table main as dumped."""
+
+    base: bytes
+    length: int
+    mark: RouteMark
+    hop: NextHop | None
+    """Where it leads, if the kernel shows one gateway."""
+    dev: str
+    """Empty: several, or shown by the nexthop object only."""
+    index_of_dev: int
+    """0 as before."""
+    nexthop: int
+    """Id of its nexthop object; 0: none."""
+
+    @property
+    def destination(self) -> IPNetwork:
+        return rt.network(self.base, self.length)
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether it stands where one of ours would."""
+        return self.mark[1:] == (0, rt.METRIC[4 if len(self.base) == 4 else 6])
+
+    def describe(self) -> str:
+        """As `ip route` would, with a space before: ` via 192.0.2.77 dev eth0 proto static`."""
+        via = f" via {self.hop.via}" if self.hop else f" nhid {self.nexthop}" if self.nexthop else ""
+        dev = f" dev {self.dev}" if self.dev else ""
+        return f"{via}{dev} proto {rt.PROTOCOLS.get(self.mark.protocol, self.mark.protocol)}"
 
 
 def read_devices(netlink: NetlinkSocket, request: bytes = rt.ALL_LINKS) -> list[Device]:
@@ -66,6 +109,41 @@ def text(payload: bytes) -> str:
 def number(payload: bytes | None) -> int:
     """A u32, 0 when it is not there."""
     return int(U32.unpack(payload)[0]) if payload else 0
+
+
+def device_name(index: int) -> str:
+    """The name of a device as `read_devices` writes it; empty if there is none in this namespace."""
+    try:
+        return text(os.fsencode(socket.if_indextoname(index)))
+    except OSError:
+        return ""
+
+
+class OwnDevices:
+    """Tells our devices from those of others.
+
+    Ours bear the alias of our etcd prefix. One that this process saw with it stays ours also when somebody
+    has written another alias over it, unless that is the mark of another daemon; a process that starts later
+    cannot know.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self.alias = link_alias(prefix)
+        self._seen: set[int] = set()
+
+    def look(self, devices: Iterable[Device]) -> None:
+        """Take note of all vxlan devices that there are."""
+        self._seen = {device.index for device in devices if self.is_ours(device)}
+
+    def is_ours(self, device: Device) -> bool:
+        if device.alias == self.alias:
+            return True
+        return device.index in self._seen and device.kind == "vxlan" and not is_marked(device.alias)
+
+
+def is_marked(alias: str) -> bool:
+    """Whether it is the mark of some daemon's device."""
+    return alias.startswith(link_alias(""))
 
 
 def read_addresses(netlink: NetlinkSocket) -> dict[int, list[AddressFacts]]:
@@ -107,6 +185,26 @@ def read_default_device(netlink: NetlinkSocket, family: Family, names: dict[int,
             if not hop_flags & (rt.RTNH_F_DEAD | rt.RTNH_F_LINKDOWN) and index in names:
                 return names[index]
     return None
+
+
+def read_main_routes(
+    netlink: NetlinkSocket, family: Family, name_of: Callable[[int], str], protocol: int = 0
+) -> Iterator[FoundRoute]:
+    """The routes of table main, all or of one protocol."""
+    request = rt.RTMSG.pack(rt.AF[family], 0, 0, 0, rt.RT_TABLE_MAIN, protocol, 0, 0, 0)
+    for datagram, start, end in netlink.dump("routes", rt.RTM_GETROUTE, request, rt.NO_ROUTES):
+        owner, length, _, tos, _, made_by, _, kind, flags = rt.RTMSG.unpack_from(datagram, start)
+        found = attributes(datagram, start + rt.RTMSG.size, end)
+        if owner != rt.AF[family] or protocol not in (0, made_by) or rt.RTA_DST not in found:
+            continue
+        index = number(found.get(rt.RTA_OIF))
+        hop = None
+        if kind == rt.RTN_UNICAST and rt.RTA_GATEWAY in found and index:
+            via = rt.address(found[rt.RTA_GATEWAY])
+            hop = NextHop(name_of(index), via, bool(flags & rt.RTNH_F_ONLINK))
+        mark = RouteMark(made_by, tos, number(found.get(rt.RTA_PRIORITY)))
+        dev = name_of(index) if index else ""
+        yield FoundRoute(found[rt.RTA_DST], length, mark, hop, dev, index, number(found.get(rt.RTA_NH_ID)))
 
 
 def _multipath(payload: bytes) -> list[tuple[int, int]]:

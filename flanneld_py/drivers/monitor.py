@@ -13,11 +13,13 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from flanneld_py.core.ownership import nexthop_ids
 from flanneld_py.drivers import rtmessages as rt
+from flanneld_py.drivers.links import device_name, number, text
 from flanneld_py.drivers.netlink import (
     NETLINK_ADD_MEMBERSHIP,
     NLM_F_REPLACE,
@@ -28,7 +30,7 @@ from flanneld_py.drivers.netlink import (
     open_socket,
 )
 from flanneld_py.errors import KernelError
-from flanneld_py.model import ROUTE_PROTOCOL, IPAddress, IPNetwork
+from flanneld_py.model import ROUTE_PROTOCOL, Scope, State
 
 GROUPS = {
     "RTNLGRP_LINK": 1,
@@ -88,9 +90,10 @@ class Notification(NamedTuple):
 class Followed:
     """What concerns us."""
 
+    want: State = field(default_factory=State)
     names: frozenset[str] = frozenset()
     inside: rt.Inside = field(default_factory=lambda: rt.Inside(()))
-    fdb: Mapping[tuple[str, str], IPAddress] = field(default_factory=dict)
+    nexthop_ids: range = range(0)
 
 
 class Monitor:
@@ -134,21 +137,14 @@ class Monitor:
             rt.RTM_DELNEXTHOP: self._nexthop,
         }
 
-    def follow(
-        self,
-        names: Collection[str],
-        networks: Iterable[IPNetwork] = (),
-        fdb: Mapping[tuple[str, str], IPAddress] | None = None,
-    ) -> None:
-        """Say what concerns us from now on.
+    def follow(self, want: State, scope: Scope) -> None:
+        """Say what concerns us from now on: our devices and rows, and what lies in our Networks.
 
-        Args:
-            names: our devices.
-            networks: our Networks; routes into them concern us.
-            fdb: the rows of the table fdb as wanted. A notification that agrees with them is no news: the
-                kernel does not say who changed an FDB entry, so this is how our own writes are known.
+        A notification that agrees with `want` is no news: of an FDB entry the kernel does not say who changed
+        it, so this is how our own writes are known.
         """
-        self._followed = Followed(frozenset(names), rt.Inside(networks), fdb or {})
+        inside, ids = rt.Inside(scope.networks), nexthop_ids(scope.prefix)
+        self._followed = Followed(want, frozenset(want.links), inside, ids)
 
     def wait(self, timeout: float | None) -> Heard | None:
         """Wait until something concerns us; None after `timeout` seconds, `interrupt` or `close`."""
@@ -218,11 +214,8 @@ class Monitor:
     def _name(self, index: int) -> str:
         name = self._names.get(index)
         if name is None:
-            try:
-                name = socket.if_indextoname(index)
-            except OSError:
-                name = ""  # gone already; the link's own notification names it
-            self._names[index] = name
+            # Empty if it is gone already; the link's own notification names it.
+            name = self._names[index] = device_name(index)
         return name
 
     def _link(self, pending: _Pending, followed: Followed, heard: Notification) -> None:
@@ -230,7 +223,7 @@ class Monitor:
         if family == rt.AF_BRIDGE:
             return  # the state of a bridge's port
         found = attributes(heard.datagram, heard.start + rt.IFINFOMSG.size, heard.end)
-        name = found.get(rt.IFLA_IFNAME, b"").rstrip(b"\0").decode()
+        name = text(found.get(rt.IFLA_IFNAME, b""))
         if heard.kind == rt.RTM_DELLINK:
             changed = True
             self._links.pop(index, None)
@@ -257,17 +250,11 @@ class Monitor:
             if gone in self._deleted:
                 self._deleted.remove(gone)
                 return
-        if pending.ours or self._name(index) not in followed.names:
+        dev = self._name(index)
+        if pending.ours or dev not in followed.names:
             return
-        if family != rt.AF_BRIDGE:
-            # The kernel resolving an address by itself; a deletion says RTM_DELNEIGH as well.
-            resolving = heard.kind == rt.RTM_NEWNEIGH and state in (rt.NUD_INCOMPLETE, rt.NUD_FAILED)
-            pending.ours = not resolving
-        elif state & rt.NUD_PERMANENT:
-            found = attributes(heard.datagram, heard.start + rt.NDMSG.size, heard.end)
-            wanted = followed.fdb.get((self._name(index), found.get(rt.NDA_LLADDR, b"").hex(":")))
-            destination = found.get(rt.NDA_DST, b"") if heard.kind == rt.RTM_NEWNEIGH else b""
-            pending.ours = destination != (wanted.packed if wanted else b"")
+        touched = _fdb_touched if family == rt.AF_BRIDGE else _neighbour_touched
+        pending.ours = touched(dev, state, heard, followed.want)
 
     def _route(self, pending: _Pending, followed: Followed, heard: Notification) -> None:
         header = rt.RTMSG.unpack_from(heard.datagram, heard.start)
@@ -276,14 +263,43 @@ class Monitor:
             return
         if length == 0:
             pending.host = True
-        elif protocol == ROUTE_PROTOCOL or heard.flags & NLM_F_REPLACE:
-            # One who puts his route in the place of ours is heard of by his route only.
+        elif not pending.ours:
             found = attributes(heard.datagram, heard.start + rt.RTMSG.size, heard.end)
-            pending.ours = pending.ours or followed.inside.network(found.get(rt.RTA_DST, b""), length)
+            base = found.get(rt.RTA_DST, b"")
+            # One who puts his route in the place of ours is heard of by his route only. At a wanted
+            # destination one may come beside ours, or one that keeps ours away may go.
+            pending.ours = followed.inside.network(base, length) and (
+                protocol == ROUTE_PROTOCOL
+                or bool(heard.flags & NLM_F_REPLACE)
+                or rt.network(base, length) in followed.want.routes
+            )
 
-    def _nexthop(self, pending: _Pending, _: Followed, heard: Notification) -> None:
-        _, _, protocol, _ = rt.NHMSG.unpack_from(heard.datagram, heard.start)
-        pending.ours = pending.ours or protocol == ROUTE_PROTOCOL
+    def _nexthop(self, pending: _Pending, followed: Followed, heard: Notification) -> None:
+        """By the id alone: who replaces one of ours writes his protocol into it."""
+        found = attributes(heard.datagram, heard.start + rt.NHMSG.size, heard.end)
+        pending.ours = pending.ours or number(found.get(rt.NHA_ID)) in followed.nexthop_ids
+
+
+def _neighbour_touched(dev: str, state: int, heard: Notification, want: State) -> bool:
+    found = attributes(heard.datagram, heard.start + rt.NDMSG.size, heard.end)
+    if heard.kind == rt.RTM_DELNEIGH:
+        return True
+    mac = want.neighs.get((dev, rt.address(found.get(rt.NDA_DST, b""))))
+    if mac is None:
+        # The kernel resolving an address by itself; a deletion says RTM_DELNEIGH as well.
+        return state not in (rt.NUD_INCOMPLETE, rt.NUD_FAILED)
+    return state != rt.NUD_PERMANENT or found.get(rt.NDA_LLADDR, b"").hex(":") != mac
+
+
+def _fdb_touched(dev: str, state: int, heard: Notification, want: State) -> bool:
+    found = attributes(heard.datagram, heard.start + rt.NDMSG.size, heard.end)
+    wanted = want.fdb.get((dev, found.get(rt.NDA_LLADDR, b"").hex(":")))
+    permanent = bool(state & rt.NUD_PERMANENT)
+    if wanted is None:
+        # Our own deletions are heard of, as are entries that the kernel learnt.
+        return permanent and heard.kind == rt.RTM_NEWNEIGH
+    stands = heard.kind == rt.RTM_NEWNEIGH and permanent
+    return not stands or found.get(rt.NDA_DST) != wanted.packed
 
 
 def _destination(heard: Notification) -> bytes:

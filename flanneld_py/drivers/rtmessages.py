@@ -55,7 +55,23 @@ RT_TABLE_MAIN = 254
 RT_SCOPE_UNIVERSE, RT_SCOPE_NOWHERE = 0, 255
 RTN_UNICAST = 1
 RTNH_F_DEAD, RTNH_F_ONLINK, RTNH_F_LINKDOWN = 1, 4, 16
-RTPROT_BOOT = 3
+RTPROT_KERNEL, RTPROT_BOOT, RTPROT_STATIC = 2, 3, 4
+PROTOCOLS = {
+    RTPROT_KERNEL: "kernel",
+    RTPROT_BOOT: "boot",
+    RTPROT_STATIC: "static",
+    9: "ra",
+    11: "zebra",
+    12: "bird",
+    16: "dhcp",
+    18: "keepalived",
+    42: "babel",
+    186: "bgp",
+    187: "isis",
+    188: "ospf",
+    189: "rip",
+}
+"""RTPROT_* of linux/rtnetlink.h, as `ip route` calls them; left out are those that no route bears."""
 RTM_F_CLONED = 0x200
 NO_ROUTES = (errno.ENOENT, errno.EOPNOTSUPP)
 """Errors of a dump: table main is made with its first route; a kernel may be without IPv6."""
@@ -83,6 +99,7 @@ _NEXTHOP: dict[int, struct.Struct] = {
     6: struct.Struct("=IHHII BBBxI HHI HHI HH16s"),
 }
 _SET_FLAGS = NLM_F_REQUEST | CREATE_REPLACE
+_NEW_FLAGS = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL
 
 
 def mac_bytes(mac: str) -> bytes:
@@ -173,9 +190,8 @@ def set_nexthop(number: int, protocol: int, index: int, via: IPAddress, *, onlin
     """A nexthop object; `new`: refuse if the id is taken, else put this in its place."""
     packed = via.packed
     size = len(packed)
-    flags = NLM_F_REQUEST | NLM_F_CREATE | (NLM_F_EXCL if new else NLM_F_REPLACE)
     return _NEXTHOP[via.version].pack(
-        44 + size, RTM_NEWNEXTHOP, flags, 0, 0,
+        44 + size, RTM_NEWNEXTHOP, _NEW_FLAGS if new else _SET_FLAGS, 0, 0,
         AF[via.version], 0, protocol, RTNH_F_ONLINK if onlink else 0,
         8, NHA_ID, number, 8, NHA_OIF, index, 4 + size, NHA_GATEWAY, packed,
     )  # fmt: skip
@@ -185,24 +201,26 @@ def delete_nexthop(number: int) -> bytes:
     return message(RTM_DELNEXTHOP, 0, NHMSG.pack(AF_UNSPEC, 0, 0, 0) + attribute(NHA_ID, U32.pack(number)))
 
 
-def set_route4(destination: IPNetwork, protocol: int, nexthop: int) -> bytes:
-    """An IPv4 route through a nexthop object, in the place of any other with metric 0."""
+def set_route4(destination: IPNetwork, protocol: int, nexthop: int, *, new: bool) -> bytes:
+    """An IPv4 route through a nexthop object; `new`: refuse if one with metric 0 stands, else replace it."""
     return _ROUTE4.pack(
-        44, RTM_NEWROUTE, _SET_FLAGS, 0, 0,
+        44, RTM_NEWROUTE, _NEW_FLAGS if new else _SET_FLAGS, 0, 0,
         socket.AF_INET, destination.prefixlen, 0, 0,
         RT_TABLE_MAIN, protocol, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0,
         8, RTA_DST, destination.network_address.packed, 8, RTA_NH_ID, nexthop,
     )  # fmt: skip
 
 
-def set_route6(destination: IPNetwork, protocol: int, index: int, via: IPAddress, *, onlink: bool) -> bytes:
-    """An IPv6 route in the place of any other with the default metric.
+def set_route6(
+    destination: IPNetwork, protocol: int, index: int, via: IPAddress, *, onlink: bool, new: bool
+) -> bytes:
+    """An IPv6 route; `new`: refuse if one with the default metric is there, else replace it.
 
     Its gateway stands inline. Nexthop objects serve to escape IPv4's fib_info hash, which ignores the
     gateway, so that many routes through one device share one chain and cost O(n²); IPv6 has no such hash.
     """
     return _ROUTE6.pack(
-        76, RTM_NEWROUTE, _SET_FLAGS, 0, 0,
+        76, RTM_NEWROUTE, _NEW_FLAGS if new else _SET_FLAGS, 0, 0,
         socket.AF_INET6, destination.prefixlen, 0, 0,
         RT_TABLE_MAIN, protocol, RT_SCOPE_UNIVERSE, RTN_UNICAST, RTNH_F_ONLINK if onlink else 0,
         20, RTA_DST, destination.network_address.packed, 8, RTA_OIF, index, 20, RTA_GATEWAY, via.packed,

@@ -8,14 +8,27 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
+from itertools import product
 from typing import NamedTuple
 
-from flanneld_py.core.ownership import link_alias, nexthop_ids
+from flanneld_py.core.ownership import nexthop_ids
 from flanneld_py.drivers import rtmessages as rt
-from flanneld_py.drivers.links import read_devices
-from flanneld_py.drivers.netlink import U32, NetlinkSocket, attribute, attributes
+from flanneld_py.drivers.links import (
+    FoundRoute,
+    OwnDevices,
+    RouteMark,
+    device_name,
+    is_marked,
+    number,
+    read_devices,
+    read_main_routes,
+)
+from flanneld_py.drivers.netlink import U32, Failure, NetlinkSocket, attribute, attributes
+from flanneld_py.errors import KernelError
 from flanneld_py.model import (
     FAMILIES,
     ROUTE_PROTOCOL,
@@ -46,15 +59,27 @@ PREPARING = -1
 """In the place of an op's number: a message whose failure does not matter."""
 
 
-class RouteMark(NamedTuple):
-    """What tells the routes to one destination apart."""
-
-    protocol: int
-    tos: int
-    metric: int
-
-
 USUAL_MARK = {version: RouteMark(ROUTE_PROTOCOL, 0, metric) for version, metric in rt.METRIC.items()}
+
+
+class Claims(NamedTuple):
+    """What tells our nexthop objects from those of another prefix that has the same range of ids.
+
+    One that nobody uses and that stands on no daemon's device is taken for ours: a daemon that dies between
+    two writes leaves it behind, and the other one makes its own anew.
+    """
+
+    used: AbstractSet[int]
+    """Ids of routes of ours, and those we gave ourselves, whatever was made of them since."""
+    of_others: AbstractSet[int]
+    """Ids that only routes outside our Networks use."""
+    devices_of_others: AbstractSet[int]
+    """Indexes of the devices that bear another daemon's mark."""
+
+    def cover(self, ident: int, protocol: int, device: int) -> bool:
+        if ident in self.of_others or device in self.devices_of_others:
+            return False
+        return ident in self.used or protocol == ROUTE_PROTOCOL
 
 
 class UnknownReferent(Exception):
@@ -63,6 +88,10 @@ class UnknownReferent(Exception):
 
 class RtnetlinkTables:
     """Driver of the tables fdb, neighs, nexthops and routes.
+
+    A route of somebody else's is never replaced: one that is new is set so that the kernel refuses it where
+    another stands. Where this process knew a route of ours, whoever replaced it took it from us, and it is
+    put back; a process that starts later cannot tell, and reports the conflict.
 
     `observe` also learns what a plan does not show: the ids behind nexthops, and what lies under a key that
     has more rows than one, so that `apply` can set or delete the key as a whole.
@@ -74,13 +103,21 @@ class RtnetlinkTables:
     tables: tuple[Table, ...] = ("fdb", "neighs", "nexthops", "routes")
 
     def __init__(self, prefix: str) -> None:
-        self._alias = link_alias(prefix)
+        self._devices = OwnDevices(prefix)
         self._ids = nexthop_ids(prefix)
         self._socket = NetlinkSocket()
         self._nexthops: dict[NextHop, list[int]] = {}
         self._taken: set[int] = set()
         self._last_id = self._ids.start - 1
+        # Ids that we gave, or saw in use by what is ours.
+        self._known_ids: set[int] = set()
         self._odd_fdb: set[tuple[str, str]] = set()
+        # Destinations at whose usual mark a route of ours stood, and may be replaced.
+        self._held: set[IPNetwork] = set()
+        # Of destinations with a route of ours: the foreign one that was set beside it.
+        self._beside: dict[IPNetwork, str] = {}
+        # Of destinations where a route of ours stood: the one that took its place.
+        self._usurpers: dict[IPNetwork, FoundRoute] = {}
         # Of each destination under which there is other than one route with the usual mark.
         self._marks: dict[IPNetwork, list[RouteMark]] = {}
         # Of IPv6 routes: while one leads to its gateway's own address through another device, the kernel
@@ -114,42 +151,57 @@ class RtnetlinkTables:
         requests: list[bytes] = []
         owners: list[int] = []
         errors: dict[int, str] = {}
-        for number, op in enumerate(ops):
+        for place, op in enumerate(ops):
             try:
                 encoded = self._encoders[op.verb, op.table](op)
             except UnknownReferent as unknown:
                 if op.verb == "set":
-                    errors[number] = str(unknown)
+                    errors[place] = str(unknown)
                 continue
             except ValueError as error:
-                errors[number] = str(error)
+                errors[place] = str(error)
                 continue
             if not encoded:
                 continue
             requests += encoded
             # A "set" may delete first what stands in its way; only its last message decides.
-            preparing = PREPARING if op.verb == "set" else number
-            owners += [preparing] * (len(encoded) - 1) + [number]
-        for number, failure in zip(owners, self._socket.transact(requests), strict=True):
-            if failure is None or number == PREPARING:
-                continue
-            if ops[number].verb == "set" or failure.code not in ALREADY_GONE:
-                errors[number] = failure.reason
+            preparing = PREPARING if op.verb == "set" else place
+            owners += [preparing] * (len(encoded) - 1) + [place]
+        answers = zip(owners, self._socket.transact(requests), strict=True)
+        failures = {place: failure for place, failure in answers if failure and place != PREPARING}
+        errors |= self._explain(ops, failures)
         self._learn(ops, errors)
-        return [Outcome(op, errors.get(number)) for number, op in enumerate(ops)]
+        return [Outcome(op, errors.get(place)) for place, op in enumerate(ops)]
+
+    def _explain(self, ops: Sequence[Op], failures: Mapping[int, Failure]) -> dict[int, str]:
+        """Place of each op that has failed → why."""
+        refused = {
+            ops[place].key
+            for place, (code, _) in failures.items()
+            # IPv6 says EINVAL if one to the gateway itself leads elsewhere.
+            if ops[place].table == "routes" and code in (errno.EEXIST, errno.EINVAL)
+        } - self._held
+        foreign = self._foreign_routes(refused) if refused else {}
+        return {
+            place: _conflict(ops[place].key, foreign[ops[place].key]) if ops[place].key in foreign else reason
+            for place, (code, reason) in failures.items()
+            if ops[place].verb == "set" or code not in ALREADY_GONE
+        }
 
     def _learn(self, ops: Sequence[Op], errors: dict[int, str]) -> None:
         """Keep what `observe` learnt in step with what `apply` changed."""
-        for number, op in enumerate(ops):
-            succeeded = number not in errors
+        for place, op in enumerate(ops):
+            succeeded = place not in errors
             if op.table == "nexthops":
                 if succeeded == (op.verb == "del"):
-                    self._nexthops.pop(op.key, None)
+                    self._known_ids.difference_update(self._nexthops.pop(op.key, ()))
             elif op.table == "fdb" and succeeded:
                 self._odd_fdb.discard(op.key)
             elif op.table == "routes" and succeeded:
                 self._marks.pop(op.key, None)
                 self._devices6.pop(op.key, None)
+                self._usurpers.pop(op.key, None)
+                (self._held.add if op.verb == "set" else self._held.discard)(op.key)
 
     def _index(self, dev: str) -> int:
         index = self._indexes.get(dev)
@@ -193,6 +245,7 @@ class RtnetlinkTables:
             self._last_id = self._last_id + 1 if self._last_id + 1 in self._ids else self._ids.start
             if self._last_id not in self._taken:
                 self._taken.add(self._last_id)
+                self._known_ids.add(self._last_id)
                 return self._last_id
         raise ValueError(f"all {len(self._ids)} nexthop ids of this etcd prefix are in use")
 
@@ -201,17 +254,23 @@ class RtnetlinkTables:
 
     def _set_route(self, op: Op) -> list[bytes]:
         (dev, via, onlink), protocol = op.value
+        if op.key in self._beside:
+            raise ValueError(_conflict(op.key, self._beside[op.key]))
+        new = op.key not in self._held
         if op.key.version == 4:
             numbers = self._nexthops.get(op.value.nexthop)
             if numbers is None:
                 raise UnknownReferent(f"nexthop {via} on device {dev} does not exist")
-            wanted = rt.set_route4(op.key, protocol, numbers[0])
+            wanted = rt.set_route4(op.key, protocol, numbers[0], new=new)
         else:
-            wanted = rt.set_route6(op.key, protocol, self._index(dev), via, onlink=onlink)
+            wanted = rt.set_route6(op.key, protocol, self._index(dev), via, onlink=onlink, new=new)
         usual = USUAL_MARK[op.key.version]
         marks = self._marks.get(op.key, [usual])
         if [mark[1:] for mark in marks] == [usual[1:]] and self._devices6.get(op.key, dev) == dev:
-            return [wanted]  # the kernel puts it in the place of the other, also of another protocol's
+            usurper = self._usurpers.get(op.key)
+            if usurper is not None and op.key.version == 6 and usurper.dev != dev:
+                return [rt.delete_route(op.key, *usurper.mark), wanted]  # as with _devices6
+            return [wanted]  # the kernel puts it in the place of ours, also of one with another protocol
         return [*(rt.delete_route(op.key, *mark) for mark in marks), wanted]
 
     def _delete_route(self, op: Op) -> list[bytes]:
@@ -221,33 +280,42 @@ class RtnetlinkTables:
     # --- read -------------------------------------------------------------------------------------
 
     def observe(self, scope: Scope) -> State:
-        self._names = {}
-        self._odd_fdb = set()
-        self._marks = {}
-        self._devices6 = {}
+        self._names, self._marks, self._devices6 = {}, {}, {}
+        self._odd_fdb, self._beside, self._usurpers = set(), {}, {}
         inside = rt.Inside(scope.networks)
         fdb: dict[tuple[str, str], IPAddress] = {}
         neighs: dict[tuple[str, IPAddress], str] = {}
-        for device in read_devices(self._socket, rt.VXLAN_LINKS):
-            if device.alias == self._alias:
-                self._observe_fdb(device.index, device.name, fdb)
-                self._observe_neighbours(device.index, device.name, inside, neighs)
-        hops = self._observe_nexthops()
+        devices = read_devices(self._socket, rt.VXLAN_LINKS)
+        self._devices.look(devices)
+        own = {device.index: device.name for device in devices if self._devices.is_ours(device)}
+        for index, name in own.items():
+            self._observe_fdb(index, name, fdb)
+            self._observe_neighbours(index, name, inside, neighs)
+        others = {device.index for device in devices if is_marked(device.alias)} - own.keys()
+        found = [
+            route
+            for family in FAMILIES
+            for route in self._main_routes(family, ROUTE_PROTOCOL)
+            if route.index_of_dev not in others
+        ]
+        within = [route for route in found if inside.network(route.base, route.length)]
+        used = {route.nexthop for route in within}
+        used_elsewhere = {route.nexthop for route in found} - used
+        hops = self._observe_nexthops(Claims(used | self._known_ids, used_elsewhere, others))
         routes: dict[IPNetwork, Route] = {}
-        for family in FAMILIES:
-            self._observe_routes(family, inside, hops, routes)
-            if any(subnet.version == family for subnet in scope.adoptable):
-                self._observe_adoptable(family, scope.adoptable, hops, routes)
+        for route in within:
+            # One of ours through an id of another range was made by the daemon of another prefix.
+            if not route.nexthop or route.nexthop in self._ids or len(route.base) == 16:
+                self._add_route(route, hops, routes)
+        self._observe_beside(scope, routes)
+        self._held &= scope.adoptable.keys()
+        self._held.update(destination for destination in routes if self._is_usual(destination))
         return State(fdb=fdb, neighs=neighs, nexthops=dict.fromkeys(self._nexthops, True), routes=routes)
 
     def _name(self, index: int) -> str:
         name = self._names.get(index)
         if name is None:
-            try:
-                name = socket.if_indextoname(index)
-            except OSError:
-                name = ""
-            self._names[index] = name
+            name = self._names[index] = device_name(index)
         return name
 
     def _observe_fdb(self, index: int, dev: str, fdb: dict[tuple[str, str], IPAddress]) -> None:
@@ -280,7 +348,7 @@ class RtnetlinkTables:
             if len(mac) == 6 and inside.address(destination):
                 neighs[dev, rt.address(destination)] = mac.hex(":")
 
-    def _observe_nexthops(self) -> dict[int, NextHop]:
+    def _observe_nexthops(self, claims: Claims) -> dict[int, NextHop]:
         """Id → nexthop of ours; fills the map from nexthops to ids."""
         hops: dict[int, NextHop] = {}
         self._nexthops = {}
@@ -290,72 +358,85 @@ class RtnetlinkTables:
         ):
             _, _, protocol, flags = rt.NHMSG.unpack_from(datagram, start)
             found = attributes(datagram, start + rt.NHMSG.size, end)
-            (number,) = U32.unpack(found[rt.NHA_ID])
-            if number not in self._ids:
+            ident = number(found[rt.NHA_ID])
+            if ident not in self._ids:
                 continue
-            self._taken.add(number)
-            if protocol != ROUTE_PROTOCOL:
-                continue
-            hop = ODD_NEXTHOP
-            if rt.NHA_GATEWAY in found and rt.NHA_OIF in found:
-                dev = self._name(U32.unpack(found[rt.NHA_OIF])[0])
-                hop = NextHop(dev, rt.address(found[rt.NHA_GATEWAY]), bool(flags & rt.RTNH_F_ONLINK))
-            hops[number] = hop
-            self._nexthops.setdefault(hop, []).append(number)
+            self._taken.add(ident)
+            hop, index = ODD_NEXTHOP, number(found.get(rt.NHA_OIF))
+            if rt.NHA_GATEWAY in found and index:
+                hop = NextHop(
+                    self._name(index), rt.address(found[rt.NHA_GATEWAY]), bool(flags & rt.RTNH_F_ONLINK)
+                )
+            if claims.cover(ident, protocol, index):
+                hops[ident] = hop
+                self._nexthops.setdefault(hop, []).append(ident)
+        self._known_ids = set(hops)
         return hops
 
-    def _observe_routes(
-        self, family: Family, inside: rt.Inside, hops: dict[int, NextHop], routes: dict[IPNetwork, Route]
-    ) -> None:
-        for base, length, mark, hop in self._main_routes(family, ROUTE_PROTOCOL, hops):
-            if inside.network(base, length):
-                self._add_route(rt.network(base, length), mark, hop, routes)
+    def _observe_beside(self, scope: Scope, routes: dict[IPNetwork, Route]) -> None:
+        """What people set at the destinations of known records: Go flannel's leftovers, and what is foreign.
 
-    def _observe_adoptable(
-        self,
-        family: Family,
-        adoptable: Mapping[IPNetwork, frozenset[IPAddress]],
-        hops: dict[int, NextHop],
-        routes: dict[IPNetwork, Route],
-    ) -> None:
-        for base, length, mark, hop in self._main_routes(family, rt.RTPROT_BOOT, hops):
-            destination = rt.network(base, length)
-            gateways = adoptable.get(destination, frozenset())
-            if hop is not None and hop.via in gateways and mark[1:] == (0, rt.METRIC[family]):
-                self._add_route(destination, mark, hop, routes)
+        A foreign one beside ours may carry the traffic instead. Only by hand does it get there, so the
+        routes of other programs, of which there may be a million, are not looked through.
+        """
+        ours = routes.keys() & scope.adoptable.keys()
+        families = {subnet.version for subnet in scope.adoptable}
+        for family, protocol in product(families, (rt.RTPROT_BOOT, rt.RTPROT_STATIC)):
+            for route in self._main_routes(family, protocol):
+                destination = route.destination
+                gateways = scope.adoptable.get(destination)
+                if gateways is None or not route.is_usual:
+                    continue
+                if protocol == rt.RTPROT_BOOT and route.hop is not None and route.hop.via in gateways:
+                    self._add_route(route, {}, routes)
+                elif destination in ours:
+                    self._beside[destination] = route.describe()
+                    routes[destination] = Route(_odd_hop(destination))
+                elif destination in self._held:
+                    self._usurpers[destination] = route
 
-    def _main_routes(
-        self, family: Family, protocol: int, hops: dict[int, NextHop]
-    ) -> Iterator[tuple[bytes, int, RouteMark, NextHop | None]]:
-        """Destination, its length, mark and the one gateway, if so, of table main's routes of a protocol."""
-        request = rt.RTMSG.pack(rt.AF[family], 0, 0, 0, rt.RT_TABLE_MAIN, protocol, 0, 0, 0)
-        for datagram, start, end in self._socket.dump("routes", rt.RTM_GETROUTE, request, rt.NO_ROUTES):
-            owner, length, _, tos, _, made_by, _, kind, flags = rt.RTMSG.unpack_from(datagram, start)
-            found = attributes(datagram, start + rt.RTMSG.size, end)
-            if owner != rt.AF[family] or made_by != protocol or rt.RTA_DST not in found:
-                continue
-            hop = None
-            if rt.RTA_NH_ID in found:
-                hop = hops.get(U32.unpack(found[rt.RTA_NH_ID])[0])
-            elif kind == rt.RTN_UNICAST and rt.RTA_GATEWAY in found and rt.RTA_OIF in found:
-                dev = self._name(U32.unpack(found[rt.RTA_OIF])[0])
-                hop = NextHop(dev, rt.address(found[rt.RTA_GATEWAY]), bool(flags & rt.RTNH_F_ONLINK))
-            metric = U32.unpack(found[rt.RTA_PRIORITY])[0] if rt.RTA_PRIORITY in found else 0
-            yield found[rt.RTA_DST], length, RouteMark(protocol, tos, metric), hop
+    def _foreign_routes(self, wanted: Collection[IPNetwork]) -> dict[IPNetwork, str]:
+        """Of the destinations at which the kernel refused ours: what stands there."""
+        keys = {(subnet.network_address.packed, subnet.prefixlen): subnet for subnet in wanted}
+        found: dict[IPNetwork, str] = {}
+        with suppress(KernelError):  # the kernel's own words must do then
+            for family in {subnet.version for subnet in wanted}:
+                for route in self._main_routes(family):
+                    subnet = keys.get((route.base, route.length))
+                    if subnet is not None and route.is_usual:
+                        found.setdefault(subnet, route.describe())
+        return found
+
+    def _main_routes(self, family: Family, protocol: int = 0) -> Iterator[FoundRoute]:
+        return read_main_routes(self._socket, family, self._name, protocol)
+
+    def _is_usual(self, destination: IPNetwork) -> bool:
+        """Whether a route of ours stands where a new one would go."""
+        usual = USUAL_MARK[destination.version]
+        return any(mark[1:] == usual[1:] for mark in self._marks.get(destination, [usual]))
 
     def _add_route(
-        self, destination: IPNetwork, mark: RouteMark, hop: NextHop | None, routes: dict[IPNetwork, Route]
+        self, route: FoundRoute, hops: Mapping[int, NextHop], routes: dict[IPNetwork, Route]
     ) -> None:
-        usual = USUAL_MARK[destination.version]
-        odd = NextHop("", NOT_ONE_GATEWAY[destination.version], onlink=False)
+        destination, mark = route.destination, route.mark
+        usual, odd = USUAL_MARK[destination.version], _odd_hop(destination)
         if destination in routes:
             self._marks.setdefault(destination, [usual]).append(mark)
             routes[destination] = Route(odd)
             return
         if mark != usual:
             self._marks[destination] = [mark]
-        if hop is None or mark[1:] != usual[1:]:
+        hop = hops.get(route.nexthop) if route.nexthop else route.hop
+        if hop is None or not route.is_usual:
             hop = odd
         if destination.version == 6:
             self._devices6[destination] = hop.dev
         routes[destination] = Route(hop, mark.protocol)
+
+
+def _odd_hop(destination: IPNetwork) -> NextHop:
+    return NextHop("", NOT_ONE_GATEWAY[destination.version], onlink=False)
+
+
+def _conflict(destination: IPNetwork, what: str) -> str:
+    return f"a route to {destination}{what} is not ours; remove it, or the lease of that subnet from etcd"

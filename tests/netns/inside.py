@@ -20,6 +20,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
+from flanneld_py.daemon.hostwatch import HostWatch, Wanted
+from flanneld_py.daemon.inbox import Inbox
+from flanneld_py.drivers.monitor import Monitor
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
@@ -28,6 +32,8 @@ T = TypeVar("T")
 
 DIE_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
 ROOT = Path(__file__).parents[2]
+FEW_FILES = 3
+"""As many as are open anyway, yet enough for poll(2), which takes no more than the limit."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +188,32 @@ def after(seconds: float, monitor: Any, action: str) -> tuple[Any, float]:
     heard = monitor.wait(60)
     timer.join()
     return heard, time.monotonic() - begun
+
+
+class Watched:
+    """A HostWatch at work in a thread, whose process can be kept from opening sockets."""
+
+    def __init__(self, prefix: str, iface: str) -> None:
+        self._inbox = Inbox()
+        self._watch = HostWatch(Monitor(), Wanted("node", prefix, iface=(iface,)), self._inbox)
+        self._watch.read()
+        threading.Thread(target=self._watch.run, daemon=True).start()
+
+    def problem(self) -> str:
+        found = self._inbox.levels.host_problem
+        return found.reason if found else ""
+
+    def mtu(self) -> int:
+        host = self._inbox.levels.host
+        return host.external.mtu if host else 0
+
+    def starve(self) -> None:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (FEW_FILES, most))
+
+    def feed(self) -> None:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def loaded(module: str) -> bool:

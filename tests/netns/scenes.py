@@ -13,8 +13,12 @@ BACKENDS = ("host-gw", "vxlan")
 NETWORK = "10.5.0.0/16"
 
 
+LEASED = {"SubnetMin": "10.5.100.0", "SubnetMax": "10.5.239.0"}
+"""What hosts lease from, so that tests have the rest of the Network for subnets of their own choice."""
+
+
 def config(backend: str, **more: Any) -> dict[str, Any]:
-    return {"Network": NETWORK, "Backend": {"Type": backend}, **more}
+    return {"Network": NETWORK, **LEASED, "Backend": {"Type": backend}, **more}
 
 
 def overlay(lab: Lab, backend: str, *names: str) -> list[Host]:

@@ -22,6 +22,11 @@ PREFIX = "/coreos.com/network"
 NETWORKS = (ip_network("10.5.0.0/16"), ip_network("fd00:5::/32"))
 SCOPE = Scope(PREFIX, NETWORKS)
 DEV, DEV6 = "flannel.1", "flannel-v6.1"
+ADOPTABLE: dict[IPNetwork, frozenset[IPAddress]] = {
+    IPv4Network("10.5.3.0/24"): frozenset({ip_address("10.5.3.0"), ip_address("192.0.2.3")}),
+    IPv6Network("fd00:5:3::/64"): frozenset({ip_address("fd00:5:3::")}),
+}
+ADOPTING = Scope(PREFIX, NETWORKS, adoptable=ADOPTABLE)
 ORDER: tuple[Table, ...] = ("fdb", "neighs", "nexthops", "routes")
 NOWHERE: dict[int, IPAddress] = {4: IPv4Address(0), 6: IPv6Address(0)}
 
@@ -271,7 +276,7 @@ def test_all_ids_of_a_nexthop_are_deleted(net: Namespace, tables: RtnetlinkTable
     ids = nexthop_ids(PREFIX)
     for number in (ids[7], ids[9]):
         net.ip(f"nexthop add id {number} via 10.5.3.0 dev {DEV} onlink proto 96")
-    net.ip(f"nexthop add id {ids[11]} blackhole proto 96")
+    net.ip(f"nexthop add id {ids[11]} blackhole proto 96", f"route add 10.5.9.0/24 nhid {ids[11]} proto 96")
     seen = tables.observe(SCOPE)
     odd = NextHop("", NOWHERE[4], onlink=False)
     assert seen.nexthops == {NextHop(DEV, ip_address("10.5.3.0"), onlink=True): True, odd: True}
@@ -292,14 +297,174 @@ def test_nexthops_flushed_with_their_device_are_made_again(net: Namespace, table
     assert shown(net) == rows
 
 
+def test_a_route_through_another_daemons_nexthop_is_not_ours(net: Namespace, tables: RtnetlinkTables) -> None:
+    """Its Network may be an old one of ours."""
+    ident = nexthop_ids("/another/prefix")[5]
+    net.ip(
+        "link add other type vxlan id 7 dstport 8472 dev u0",
+        "link set other alias flanneld-py:/another/prefix up",
+        "nexthop add id 7 via 192.0.2.9 dev u0",
+        f"nexthop add id {ident} via 192.0.2.9 dev u0 proto 96",
+        f"route add 10.5.3.0/24 nhid {ident} proto 96",
+        "route add 10.5.4.0/24 nhid 7 proto 96",
+        "route add fd00:5:3::/64 via fd00:5:3:: dev other onlink proto 96",
+    )
+    seen = tables.observe(SCOPE)
+    assert (seen.nexthops, seen.routes) == ({}, {})
+
+
+def test_a_nexthop_of_another_prefix_that_shares_our_ids_is_not_ours(
+    net: Namespace, tables: RtnetlinkTables
+) -> None:
+    """Of 16,384 prefixes two share a range."""
+    ids = nexthop_ids(PREFIX)
+    net.ip(
+        "link add other type vxlan id 7 dstport 8472 dev u0",
+        "link set other alias flanneld-py:/another/prefix up",
+        f"nexthop add id {ids[0]} via 10.9.3.0 dev other onlink proto 96",
+        f"nexthop add id {ids[1]} via 192.0.2.3 dev u0 proto 96",
+        f"route add 10.9.4.0/24 nhid {ids[1]} proto 96",
+    )
+    theirs = net.show("nexthop")
+    assert tables.observe(ADOPTING).nexthops == {}
+    rows = peers(3, 4)
+    carry_out(tables, sets(rows))
+    assert tables.observe(ADOPTING) == rows
+    carry_out(tables, deletes(rows))
+    assert net.show("nexthop") == theirs
+
+
+@pytest.mark.parametrize(
+    "line",
+    [f"via 10.5.3.0 dev {DEV} onlink", "via 192.0.2.99 dev u0", "blackhole"],
+    ids=["vxlan", "host-gw", "odd"],
+)
+def test_a_nexthop_left_by_an_earlier_process_is_ours(
+    net: Namespace, tables: RtnetlinkTables, line: str
+) -> None:
+    net.ip(f"nexthop add id {nexthop_ids(PREFIX)[9]} {line} proto 96")
+    seen = tables.observe(ADOPTING).nexthops
+    assert len(seen) == 1
+    carry_out(tables, [[Op("del", "nexthops", hop) for hop in seen]])
+    assert net.show("nexthop") == []
+
+
+@pytest.mark.parametrize("change", ["via 192.0.2.99 dev u0", "blackhole"])
+def test_a_nexthop_of_ours_that_another_changed_is_repaired(
+    net: Namespace, tables: RtnetlinkTables, change: str
+) -> None:
+    """Whoever replaces one of ours takes its protocol off as well."""
+    rows = peers(3)
+    carry_out(tables, sets(rows))
+    assert tables.observe(SCOPE) == rows
+    net.ip(f"nexthop replace id {nexthop_ids(PREFIX)[0]} {change}")
+    seen = tables.observe(SCOPE)
+    (odd,) = seen.nexthops
+    assert odd not in rows.nexthops
+    carry_out(tables, [*sets(rows, "nexthops", "routes"), [Op("del", "nexthops", odd)]])
+    assert shown(net) == rows
+
+
+# --- routes of others -----------------------------------------------------------------------------
+
+FOREIGN = (
+    ("10.5.3.0/24", "via 192.0.2.77 dev u0 proto static", ""),
+    ("10.5.3.0/24", "via 192.0.2.77 dev u0", "via 192.0.2.77 dev u0 proto boot"),
+    ("10.5.3.0/24", "via 192.0.2.77 dev u0 proto bird", ""),
+    ("10.5.3.0/24", "via 192.0.2.77 dev u0 proto 77", ""),
+    ("10.5.3.0/24", "dev u0 proto kernel scope link", "dev u0 proto kernel"),
+    ("10.5.3.0/24", "nhid 5 proto 96", "via 192.0.2.99 dev u0 proto 96"),
+    ("fd00:5:3::/64", "via fd99::77 dev u0 proto static", ""),
+)
+
+
+def standing(net: Namespace, destination: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = net.show("-6" if ":" in destination else "-4", "route", "show", destination)
+    assert rows
+    return rows
+
+
+@pytest.mark.parametrize(("destination", "line", "text"), FOREIGN)
+def test_a_foreign_route_is_never_replaced(
+    net: Namespace, tables: RtnetlinkTables, destination: str, line: str, text: str
+) -> None:
+    net.ip("nexthop add id 5 via 192.0.2.99 dev u0", f"route add {destination} {line}")
+    theirs = standing(net, destination)
+    rows = peers(3)
+    carry_out(tables, sets(rows, "fdb", "neighs", "nexthops"))
+    wanted = Op("set", "routes", ip_network(destination), rows.routes[ip_network(destination)])
+    for _ in "once", "again":
+        assert ip_network(destination) not in tables.observe(ADOPTING).routes
+        assert errors(tables.apply([wanted])) == [
+            f"a route to {destination} {text or line} is not ours; remove it, or the lease of that subnet "
+            f"from etcd"
+        ]
+        assert standing(net, destination) == theirs
+    net.ip(f"route del {destination}")
+    carry_out(tables, [[wanted]])
+    assert shown(net).routes == {wanted.key: wanted.value}
+
+
+def test_a_foreign_ipv6_route_is_never_replaced_where_the_kernel_would(
+    net: Namespace, tables: RtnetlinkTables
+) -> None:
+    """As host-gw would: of a gateway inside the destination the kernel refuses another device anyway."""
+    destination, line = "fd00:5:3::/64", "via fd99::77 dev u0 proto static"
+    net.ip(f"route add {destination} {line}")
+    wanted = Route(NextHop("u0", ip_address("fd99::3"), onlink=False))
+    (error,) = errors(tables.apply([Op("set", "routes", ip_network(destination), wanted)]))
+    assert error.startswith(f"a route to {destination} {line} is not ours")
+    assert [row["gateway"] for row in standing(net, destination)] == ["fd99::77"]
+
+
+@pytest.mark.parametrize("destination", ["10.5.3.0/24", "fd00:5:3::/64"])
+def test_a_route_that_was_ours_is_taken_back(
+    net: Namespace, tables: RtnetlinkTables, destination: str
+) -> None:
+    rows, key = peers(3), ip_network(destination)
+    via = "fd99::77" if key.version == 6 else "192.0.2.77"
+    carry_out(tables, sets(rows))
+    heirs = [net.agent().make(RtnetlinkTables, PREFIX) for _ in range(2)]
+    assert heirs[0].observe(ADOPTING) == rows
+    for knowing in (tables, heirs[0]):
+        net.ip(f"route replace {destination} via {via} proto static")
+        assert key not in knowing.observe(ADOPTING).routes
+        carry_out(knowing, [[Op("set", "routes", key, rows.routes[key])]])
+        assert shown(net) == rows
+
+    # One that never saw it as ours, or whose record was gone meanwhile, cannot know.
+    net.ip(f"route replace {destination} via {via} proto static")
+    for unknowing in (tables, heirs[1]):
+        unknowing.observe(SCOPE)
+        (error,) = errors(unknowing.apply([Op("set", "routes", key, rows.routes[key])]))
+        assert f"a route to {destination} via {via} dev u0 proto static is not ours" in error
+
+
+@pytest.mark.parametrize("protocol", ["static", "boot"])
+@pytest.mark.parametrize("verb", ["prepend", "append"])
+def test_a_foreign_route_beside_ours_is_told(
+    net: Namespace, tables: RtnetlinkTables, verb: str, protocol: str
+) -> None:
+    rows, key = peers(3), ip_network("10.5.3.0/24")
+    carry_out(tables, sets(rows))
+    wanted = Op("set", "routes", key, rows.routes[key])
+    line = f"10.5.3.0/24 via 192.0.2.77 dev u0 proto {protocol}"
+    net.ip(f"route {verb} {line}")
+    assert tables.observe(ADOPTING).routes[key] != wanted.value
+    (error,) = errors(tables.apply([wanted]))
+    assert error.startswith(f"a route to {line} is not ours")
+    assert len(net.show("route", "show", "10.5.3.0/24")) == 2
+    net.ip(f"route del {line}")
+    assert tables.observe(ADOPTING) == rows
+    net.ip(f"route {verb} {line}")
+    tables.observe(ADOPTING)
+    carry_out(tables, [[Op("del", "routes", key)]])
+    assert [row["gateway"] for row in net.show("route", "show", "10.5.3.0/24")] == ["192.0.2.77"]
+
+
 # --- Go flannel's leftovers -----------------------------------------------------------------------
 
 GO_ROUTES = (f"10.5.3.0/24 via 10.5.3.0 dev {DEV} onlink", f"fd00:5:3::/64 via fd00:5:3:: dev {DEV6} onlink")
-ADOPTABLE: dict[IPNetwork, frozenset[IPAddress]] = {
-    IPv4Network("10.5.3.0/24"): frozenset({ip_address("10.5.3.0"), ip_address("192.0.2.3")}),
-    IPv6Network("fd00:5:3::/64"): frozenset({ip_address("fd00:5:3::")}),
-}
-ADOPTING = Scope(PREFIX, NETWORKS, adoptable=ADOPTABLE)
 
 
 def test_go_flannels_routes_are_replaced_in_place(net: Namespace, tables: RtnetlinkTables) -> None:
@@ -353,7 +518,6 @@ def test_routes_that_go_flannel_did_not_make_are_not_adopted(
         "unreachable 10.5.3.0/24 {}",
         "10.5.3.0/24 {} dev u0",
         "10.5.3.0/24 {} nexthop via 192.0.2.9 dev u0 nexthop via 192.0.2.10 dev u0",
-        "10.5.3.0/24 {} nhid 5",
         "10.5.3.0/24 {} metric 50 via 192.0.2.9",
         "10.5.3.0/24 {} tos 4 via 192.0.2.9",
         "10.5.3.0/24 {} via inet6 fd99::9 dev u0",

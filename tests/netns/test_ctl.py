@@ -80,7 +80,7 @@ def test_status_tells_what_the_daemon_does(lab: Lab, backend: str) -> None:
     told = flannelctl(alpha, "status", "--json").json
     assert told.pop("source") == "daemon"
     assert told["subnets"] == [subnet]
-    assert told["peers"] == {"count": 1, "bad": {}}
+    assert told["peers"] == {"count": 1, "bad": {}, "bad_count": 0}
     assert told["pid"] == alpha.daemon.pid
 
 

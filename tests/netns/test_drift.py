@@ -94,6 +94,14 @@ ROUTES = (
         "route replaced", "routes", f"ip route replace {{subnet}} {BY_ROUTER} proto static", ROUTE, BY_ROUTER
     ),
     Drift("nexthop deleted", "nexthops", "ip nexthop delete id {nexthop}", NEXTHOP),
+    Drift(
+        "nexthop replaced",
+        "nexthops",
+        "sysctl -qw net.ipv4.nexthop_compat_mode=0; "
+        "ip nexthop replace id {nexthop} via 192.0.2.253 dev eth0; "
+        "sysctl -qw net.ipv4.nexthop_compat_mode=1",
+        NEXTHOP,
+    ),
 )
 ROWS = (
     Drift("neighbour deleted", "neighs", "ip neigh delete {base} dev flannel.1", NEIGH),
@@ -104,6 +112,8 @@ ROWS = (
         NEIGH,
         OTHER_MAC,
     ),
+    Drift("neighbour failed", "neighs", "ip neigh replace {base} dev flannel.1 nud failed", NEIGH),
+    Drift("neighbour incomplete", "neighs", "ip neigh replace {base} dev flannel.1 nud incomplete", NEIGH),
     Drift("FDB entry deleted", "fdb", "bridge fdb delete {mac} dev flannel.1", FDB),
     Drift(
         "FDB entry changed",
@@ -111,6 +121,16 @@ ROWS = (
         f"bridge fdb replace {{mac}} dev flannel.1 dst {OTHER_HOST}",
         FDB,
         OTHER_HOST,
+    ),
+    *(
+        Drift(
+            f"FDB entry {kind}",
+            "fdb",
+            f"bridge fdb replace {{mac}} dev flannel.1 dst {OTHER_HOST} self {kind}",
+            FDB,
+            OTHER_HOST,
+        )
+        for kind in ("dynamic", "static")
     ),
 )
 DEVICE = (
@@ -261,6 +281,57 @@ def test_an_interface_that_was_down_for_long_is_used_again_at_once(lab: Lab) -> 
     assert alpha.pod.ping(beta.pod.address, count=3).lost == 0
 
 
+def test_a_device_whose_mark_was_changed_is_marked_again(lab: Lab) -> None:
+    (alpha,) = overlay(lab, "vxlan", "alpha")
+
+    def alias() -> str:
+        found: str = alpha.ip("link", "show", "dev", "flannel.1")[0].get("ifalias", "")
+        return found
+
+    ours = alias()
+    alpha.ip("link", "set", "flannel.1", "alias", "foo")
+    wait_for(alias, REPAIRED_WITHIN, "the mark", lambda text: text == ours)
+    wait_for(lambda: repaired(alpha.daemon, "links"), 2, "the repair in the status", lambda n: n == 1)
+    assert alpha.daemon.status()["drift"]["ops"]["del"] == 0
+
+
+# --- routes of others -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_foreign_route_is_reported_and_left_alone(lab: Lab, backend: str) -> None:
+    alpha, _ = overlay(lab, backend, "alpha", "beta")
+    (peer,) = make_peers(lab.etcd, 1)
+    foreign = [peer.subnet, "via", "192.0.2.253", "dev", "eth0", "proto", "static"]
+    said = f"a route to {' '.join(foreign)} is not ours"
+
+    def failed() -> list[str]:
+        return [row["error"] for row in alpha.daemon.status()["drift"]["failed"]]
+
+    def theirs() -> list[str]:
+        routes = alpha.ip("route", "show", peer.subnet)
+        return [route["gateway"] for route in routes if route["protocol"] == "static"]
+
+    alpha.ip("route", "add", *foreign)
+    change_peers(lab.etcd, backend, put=[peer])
+    wait_for(failed, 5, "the conflict in the status", lambda errors: len(errors) == 1 and said in errors[0])
+    assert alpha.daemon.status()["state"] == "degraded"
+    alpha.daemon.kill()
+    alpha.start_daemon()
+    wait_for(failed, 5, "the same after a restart", lambda errors: len(errors) == 1 and said in errors[0])
+    assert theirs() == ["192.0.2.253"]
+    alpha.ip("route", "delete", *foreign)
+    wait_in_order(alpha, backend, REPAIRED_WITHIN)
+
+    # Set before ours, it would carry the traffic.
+    alpha.ip("route", "prepend", *foreign)
+    wait_for(failed, REPAIRED_WITHIN, "the conflict", lambda errors: len(errors) == 1 and said in errors[0])
+    assert theirs() == ["192.0.2.253"]
+    alpha.ip("route", "delete", *foreign)
+    wait_for(failed, REPAIRED_WITHIN, "the conflict to end", lambda errors: not errors)
+    wait_in_order(alpha, backend)
+
+
 # --- without events -------------------------------------------------------------------------------
 
 
@@ -269,7 +340,7 @@ def test_stays_broken_without_events(lab: Lab, backend: str, monkeypatch: pytest
     """Otherwise the tests above would prove nothing about events."""
     monkeypatch.setattr("flanneld_py.lab.daemon.COMMAND", (sys.executable, "-m", "tests.netns.deaf_daemon"))
     monkeypatch.chdir(ROOT)
-    peers = make_peers(lab.etcd, 8)
+    peers = make_peers(lab.etcd, max(map(len, DRIFTS[backend])))
     change_peers(lab.etcd, backend, put=peers)
     groups = DRIFTS[backend]
     hosts = overlay(lab, backend, *(f"host{n}" for n in range(len(groups))))
@@ -371,3 +442,19 @@ def test_does_not_fight_at_line_rate(lab: Lab, backend: str) -> None:
     assert BURST < writes <= BURST + PER_SECOND * lasted + 2
     assert cpu < MOST_CPU
     assert alpha.pod.ping(beta.pod.address, count=3).lost == 0
+
+
+def test_a_device_changed_at_line_rate_costs_little(lab: Lab, tmp_path: Path) -> None:
+    (alpha,) = overlay(lab, "vxlan", "alpha")
+    pid = alpha.daemon.pid
+    batch = tmp_path / "batch"
+    batch.write_text("link set flannel.1 mtu 1300\nlink set flannel.1 mtu 1301\n" * 1000)
+    loop = f"while :; do ip -batch {batch}; done"
+    started, used = time.monotonic(), cpu_seconds(pid)
+    other = alpha.spawn("other", ["sh", "-c", loop])
+    time.sleep(FIGHT)
+    alpha.discard(other)
+    cpu = (cpu_seconds(pid) - used) / (time.monotonic() - started)
+    wait_in_order(alpha, "vxlan")
+    print(f"\n{100 * cpu:.0f} % of a core")  # noqa: T201
+    assert cpu < MOST_CPU

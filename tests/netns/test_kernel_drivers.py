@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 PREFIX = "/coreos.com/network"
 ALIAS = link_alias(PREFIX)
 NETWORKS = (ip_network("10.5.0.0/16"), ip_network("fd00:5::/32"))
-SCOPE = Scope(PREFIX, NETWORKS)
 DEV, DEV6 = "flannel.1", "flannel-v6.1"
+SCOPE = Scope(PREFIX, NETWORKS, devices=frozenset({DEV, DEV6}))
 LINK = VxlanLink(1, 8472, "u0", ip_address("192.0.2.1"), 1450, "02:00:00:00:00:01", ALIAS)
 LINK6 = replace(LINK, local=ip_address("fd99::1"), mtu=1430, mac="02:00:00:00:00:06")
 
@@ -165,9 +166,44 @@ def test_why_a_link_cannot_be_made(net: Namespace, links: KernelLinks) -> None:
     assert error == "cannot create flannel.1: its underlying device gone0 does not exist"
     net.ip("link add other type vxlan id 1 dstport 8472 dev u0 local 192.0.2.1")
     error = outcome(links, "set", "links", DEV, LINK)
-    assert error == "cannot create flannel.1: A VXLAN device with the specified VNI already exists (EEXIST)"
+    assert error == (
+        "cannot create flannel.1: A VXLAN device with the specified VNI already exists (EEXIST); "
+        "it is other: remove that, or choose another VNI"
+    )
     assert net.show("link", "show", "dev", "other")[0].get("ifalias") is None
     assert len(net.show("link", "show", "type", "vxlan")) == 1
+
+
+def test_a_device_that_was_moved_to_another_namespace_is_told(net: Namespace, links: KernelLinks) -> None:
+    """The kernel keeps its VNI taken here."""
+    outcome(links, "set", "links", DEV, LINK)
+    with Namespace() as other:
+        net.run("ip", "link", "set", DEV, "netns", other.path.parts[2])
+        assert links.observe(SCOPE) == State()
+        error = outcome(links, "set", "links", DEV, LINK)
+        assert error is not None
+        assert "its device was moved to another network namespace: remove it there" in error
+        other.ip(f"link del {DEV}")
+        assert outcome(links, "set", "links", DEV, LINK) is None
+        assert shown(net, DEV) == LINK
+
+
+def test_a_device_of_ours_whose_mark_was_changed_is_marked_again(net: Namespace, links: KernelLinks) -> None:
+    outcome(links, "set", "links", DEV, LINK)
+    assert links.observe(SCOPE) == State(links={DEV: LINK})
+    for alias in ("foo", ""):
+        net.run("ip", "link", "set", DEV, "alias", alias)
+        for _ in "once", "again":
+            assert links.observe(SCOPE) == State(links={DEV: replace(LINK, alias=alias)})
+        later = net.agent().make(KernelLinks, PREFIX)
+        assert later.observe(SCOPE) == State()
+        error = outcome(later, "set", "links", DEV, LINK)
+        assert error is not None
+        assert f"is not ours (alias {alias!r}, kind 'vxlan')" in error
+        assert outcome(links, "set", "links", DEV, LINK) is None
+        assert shown(net, DEV) == LINK
+    net.run("ip", "link", "set", DEV, "alias", link_alias("/another/prefix"))
+    assert links.observe(SCOPE) == State()
 
 
 def test_a_failed_creation_marks_nobody(net: Namespace, links: KernelLinks) -> None:
@@ -299,6 +335,7 @@ def test_go_flannels_device_is_adopted(
         (DEV, "", ("10.5.34.0/32", "203.0.113.1/32")),
         (DEV, "", ("10.5.34.0/32", "10.5.35.0/32")),
         (DEV, "mine", ("10.5.34.0/32",)),
+        ("flannel.7", "", ("10.5.34.0/32",)),
         (DEV, link_alias("/another/prefix"), ("10.5.34.0/32",)),
         ("flannel", "", ("10.5.34.0/32",)),
         ("vxlan.1", "", ("10.5.34.0/32",)),
@@ -394,6 +431,11 @@ def test_host_facts_are_those_ip_shows(net: Namespace, agent: Agent) -> None:
             )
             for a in row["addr_info"]
         }
+
+
+def test_host_facts_with_a_name_that_is_no_utf8(net: Namespace, agent: Agent) -> None:
+    net.run("ip", "link", "add", os.fsdecode(b"caf\xe9"), "type", "bridge")
+    assert "caf\\xe9" in {link.name for link in agent.call(read_host).links}
 
 
 FIRST, SECOND = "route add default via 192.0.3.9", "route add default via 192.0.2.9"

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, ip_address, ip_interface, ip_network
 from typing import TYPE_CHECKING
 
 import pytest
 
-from flanneld_py.core.ownership import link_alias
+from flanneld_py.core.ownership import link_alias, nexthop_ids
 from flanneld_py.drivers.kernel import KernelLinks
 from flanneld_py.drivers.monitor import Heard, Monitor
 from flanneld_py.drivers.rtnetlink import RtnetlinkTables
-from flanneld_py.model import IPAddress, NextHop, Op, Route, VxlanLink
+from flanneld_py.lab import wait_for
+from flanneld_py.model import IPAddress, NextHop, Op, Route, Scope, State, VxlanLink
 from tests.netns import inside
-from tests.netns.inside import Namespace
+from tests.netns.inside import Namespace, Watched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from flanneld_py.model import Table
+    from flanneld_py.model import IPNetwork, Table
     from tests.netns.inside import Agent
 
 PREFIX = "/coreos.com/network"
@@ -26,6 +29,30 @@ NETWORKS = (ip_network("10.5.0.0/16"), ip_network("fd00:5::/32"))
 DEV = "flannel.1"
 MAC = "02:00:00:00:00:03"
 FDB: dict[tuple[str, str], IPAddress] = {(DEV, MAC): IPv4Address("192.0.2.3")}
+SCOPE = Scope(PREFIX, NETWORKS)
+ID = nexthop_ids(PREFIX)[77]
+LINK = VxlanLink(1, 8472, "u0", ip_address("192.0.2.1"), 1450, "02:00:00:00:00:01", link_alias(PREFIX))
+PEER4, PEER6 = (
+    NextHop(DEV, ip_address("10.5.3.0"), onlink=True),
+    NextHop(DEV, ip_address("fd00:5:3::"), onlink=True),
+)
+ROUTES: dict[IPNetwork, Route] = {
+    ip_network("10.5.3.0/24"): Route(PEER4),
+    ip_network("fd00:5:3::/64"): Route(PEER6),
+}
+WANT = State(
+    links={DEV: LINK},
+    fdb=FDB,
+    neighs={(DEV, PEER4.via): MAC, (DEV, PEER6.via): MAC},
+    nexthops={PEER4: True},
+    routes=ROUTES,
+)
+
+
+def devices(*names: str) -> State:
+    return State(links=dict.fromkeys(names, LINK))
+
+
 SOON = 5.0
 """Seconds within which what was done before must be heard."""
 QUIET = 0.1
@@ -49,8 +76,8 @@ def net() -> Iterator[Namespace]:
             f"addr add 10.5.34.0/32 dev {DEV}",
             f"neigh add 10.5.3.0 dev {DEV} lladdr {MAC} nud permanent",
             f"neigh add fd00:5:3:: dev {DEV} lladdr {MAC} nud permanent",
-            f"nexthop add id 3000000001 via 10.5.3.0 dev {DEV} onlink proto 96",
-            "route add 10.5.3.0/24 nhid 3000000001 proto 96",
+            f"nexthop add id {ID} via 10.5.3.0 dev {DEV} onlink proto 96",
+            f"route add 10.5.3.0/24 nhid {ID} proto 96",
             f"route add fd00:5:3::/64 via fd00:5:3:: dev {DEV} onlink proto 96",
         )
         namespace.run("bridge", "fdb", "add", MAC, "dev", DEV, "dst", "192.0.2.3", "self", "permanent")
@@ -67,7 +94,7 @@ def agent(net: Namespace) -> Agent:
 @pytest.fixture
 def monitor(agent: Agent) -> Monitor:
     made = agent.make(Monitor)
-    made.follow([DEV], NETWORKS, FDB)
+    made.follow(WANT, SCOPE)
     return made
 
 
@@ -86,7 +113,13 @@ def monitor(agent: Agent) -> Monitor:
         "route replace fd00:5:3::/64 via fd99::9",
         "route add 10.5.9.0/24 via 192.0.2.9 proto 96",
         "-6 route flush proto 96",
-        "nexthop del id 3000000001",
+        f"nexthop del id {ID}",
+        f"nexthop replace id {ID} via 192.0.2.9 dev u0",
+        "neigh replace 10.5.3.0 dev flannel.1 nud failed",
+        "neigh replace 10.5.3.0 dev flannel.1 nud incomplete",
+        "route prepend 10.5.3.0/24 via 192.0.2.9",
+        "bridge fdb replace 02:00:00:00:00:03 dev flannel.1 self dynamic dst 192.0.2.3",
+        "bridge fdb replace 02:00:00:00:00:03 dev flannel.1 self static dst 192.0.2.9",
         "nexthop flush proto 96",
         "bridge fdb del 02:00:00:00:00:03 dev flannel.1 self",
         "bridge fdb replace 02:00:00:00:00:03 dev flannel.1 self permanent dst 192.0.2.9",
@@ -163,6 +196,17 @@ def test_the_kernel_resolving_addresses_wakes_nobody(net: Namespace, monitor: Mo
     assert monitor.wait(QUIET) is None
 
 
+@pytest.mark.parametrize("name", [b"caf\xe9", b"\xff\xfe"])
+def test_a_device_whose_name_is_no_utf8_is_heard(net: Namespace, monitor: Monitor, name: bytes) -> None:
+    net.run(*(os.fsdecode(word) for word in (b"ip", b"link", b"add", name, b"type", b"bridge")))
+    net.run("ip", "address", "add", "10.9.9.9/32", "dev", os.fsdecode(name))
+    heard = monitor.wait(SOON)
+    assert heard is not None
+    assert name.decode(errors="backslashreplace") in heard.links
+    for link in heard.links:
+        link.encode()
+
+
 def test_own_writes_wake_nobody(agent: Agent) -> None:
     tables, links = agent.make(RtnetlinkTables, PREFIX), agent.make(KernelLinks, PREFIX)
     monitor = agent.make(Monitor, {*tables.port_ids, *links.port_ids})
@@ -176,13 +220,13 @@ def test_own_writes_wake_nobody(agent: Agent) -> None:
         ("routes", ip_network("10.5.8.0/24"), Route(hop)),
         ("routes", ip_network("fd00:5:8::/64"), Route(NextHop(DEV, base6, onlink=True))),
     ]
-    monitor.follow([DEV], NETWORKS, FDB | {(DEV, mac): IPv4Address("192.0.2.8")})
+    monitor.follow(replace(WANT, fdb=FDB | {(DEV, mac): IPv4Address("192.0.2.8")}), SCOPE)
     for table, key, value in rows:
         assert tables.apply([Op("set", table, key, value)])[0].error is None
     address = Op("set", "addrs", (DEV, ip_interface("10.5.35.0/32")), True)
     assert links.apply([address])[0].error is None
     assert monitor.wait(QUIET) is None
-    monitor.follow([DEV], NETWORKS, FDB)
+    monitor.follow(WANT, SCOPE)
     for table, key, _ in reversed(rows):
         assert tables.apply([Op("del", table, key)])[0].error is None
     assert monitor.wait(QUIET) is None
@@ -193,7 +237,7 @@ def test_own_writes_wake_nobody(agent: Agent) -> None:
 
 
 def test_a_device_made_later_is_followed(net: Namespace, agent: Agent, monitor: Monitor) -> None:
-    monitor.follow([DEV, "flannel-v6.1"], NETWORKS)
+    monitor.follow(devices(DEV, "flannel-v6.1"), SCOPE)
     links = agent.make(KernelLinks, PREFIX)
     wanted = VxlanLink(1, 8472, "u0", ip_address("fd99::1"), 1430, MAC, link_alias(PREFIX))
     assert links.apply([Op("set", "links", "flannel-v6.1", wanted)])[0].error is None
@@ -207,7 +251,7 @@ def test_a_device_made_later_is_followed(net: Namespace, agent: Agent, monitor: 
 
 
 def test_a_device_that_takes_a_followed_name_is_followed(net: Namespace, monitor: Monitor) -> None:
-    monitor.follow(["late0"], NETWORKS)
+    monitor.follow(devices("late0"), SCOPE)
     net.ip(f"neigh add 10.5.9.0 dev u0 lladdr {MAC} nud permanent")
     assert monitor.wait(QUIET) is None
     net.ip("link set u0 down", "link set u0 name late0", "link set late0 up")
@@ -231,7 +275,7 @@ def test_of_unchanged_links_only_the_followed_are_told(net: Namespace, monitor: 
 
 def test_a_burst_is_one_wakeup_and_cheap(net: Namespace, agent: Agent) -> None:
     tables, monitor = agent.make(RtnetlinkTables, PREFIX), agent.make(Monitor)
-    monitor.follow([DEV], NETWORKS)
+    monitor.follow(devices(DEV), SCOPE)
     ops = [Op("set", "neighs", (DEV, IPv4Address(0x0A050000 + n)), MAC) for n in range(10_000)]
     assert all(outcome.error is None for outcome in tables.apply(ops))
     assert monitor.wait(SOON) == Heard(ours=True)
@@ -243,7 +287,7 @@ def test_a_burst_is_one_wakeup_and_cheap(net: Namespace, agent: Agent) -> None:
 
 def test_an_overflow_is_told_and_got_over(net: Namespace, agent: Agent) -> None:
     tables, monitor = agent.make(RtnetlinkTables, PREFIX), agent.make(Monitor)
-    monitor.follow([DEV], NETWORKS)
+    monitor.follow(devices(DEV), SCOPE)
     subnets = list(IPv4Network("10.5.0.0/16").subnets(new_prefix=30))
     hop = NextHop(DEV, ip_address("10.5.3.0"), onlink=True)
     assert tables.apply([Op("set", "nexthops", hop, True)])[0].error is None
@@ -276,3 +320,17 @@ def test_an_interrupt_is_not_lost_and_a_closed_monitor_stays_quiet(monitor: Moni
     monitor.close()
     monitor.interrupt()
     assert monitor.wait(60) is None
+
+
+# --- the thread that listens ----------------------------------------------------------------------
+
+
+def test_a_host_that_could_not_be_read_is_read_again_without_an_event(net: Namespace, agent: Agent) -> None:
+    watched = agent.make(Watched, PREFIX, "u0")
+    watched.starve()
+    net.ip("link set u0 mtu 1400")
+    wait_for(watched.problem, SOON, "the failure", lambda text: "netlink socket" in text)
+    assert watched.mtu() == 1500
+    watched.feed()
+    wait_for(watched.mtu, SOON, "the host to be read again", lambda mtu: mtu == 1400)
+    assert watched.problem() == ""

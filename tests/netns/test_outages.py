@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +26,15 @@ from tests.netns.registry_history import revision, stored
 from tests.netns.scenes import BACKENDS, config, overlay
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from flanneld_py.lab import Daemon, EtcdServer, Lab
 
 RECOVERED_WITHIN = 5.0
+TOLD_WITHIN = 5.0
 OUTAGE = 5.0
+USUAL_STAY = 3.0
+"""Seconds after which a peer that was deleted alone has certainly left the kernel."""
 MOST_LOG_LINES = 20
 MOST_CPU = 0.05
 """Of one core."""
@@ -92,6 +98,18 @@ def test_etcd_is_away_for_a_while(lab: Lab, backend: str, outage: Callable[[Etcd
     assert lab.etcd.leases() == leases | {peer.key: peer.record(backend)}
 
 
+def test_etcd_is_frozen_when_the_daemon_starts(lab: Lab) -> None:
+    lab.etcd.put_config(config("vxlan"))
+    alpha = lab.add_host("alpha")
+    lab.etcd.pause()
+    daemon = alpha.start_daemon()
+    status = wait_status(daemon, "the reason", lambda s: codes(s) == ["registry-unreachable"], TOLD_WITHIN)
+    assert "deadline exceeded" in status["registry"]["error"]
+    lab.etcd.resume()
+    daemon.wait_ready()
+    wait_in_order(alpha, "vxlan")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_etcd_comes_back_empty(lab: Lab, backend: str) -> None:
     hosts = overlay(lab, backend, "alpha", "beta", "gamma")
@@ -127,6 +145,127 @@ def test_etcd_comes_back_empty(lab: Lab, backend: str) -> None:
     gone = {what for what, how in rows[alpha].items() if beta.address in what + how}
     assert gone
     wait_for(lambda: actual(alpha, backend), 5, "beta to be gone", lambda seen: not gone & seen.keys())
+
+
+@contextmanager
+def cut_off_from_etcd(lab: Lab) -> Iterator[None]:
+    """Etcd is down; when the block ends it has to be up, and the hosts can reach it again."""
+    lab.etcd.stop()
+    lab.underlay.drop(["tcp dport 2379", "tcp sport 2379"])
+    yield
+    lab.underlay.drop([])
+
+
+def overtake(etcd: EtcdServer, past: int) -> None:
+    """Somebody else's writes, until etcd's revision is one that the hosts cannot tell from their own."""
+    while revision(etcd) <= past + 5:
+        etcd.ctl("put", "/somebody/else", "x")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_etcd_comes_back_empty_and_is_overtaken(fresh_lab: Lab, backend: str) -> None:
+    """Cluster id and revision show nothing then: etcd would let every watch go on."""
+    hosts = overlay(fresh_lab, backend, "alpha", "beta", "gamma")
+    alpha, beta, _ = hosts
+    etcd = fresh_lab.etcd
+    leases, known = etcd.leases(), revision(etcd)
+    rows = {host: actual(host, backend) for host in hosts}
+    ops = {host: host.daemon.status()["drift"]["ops"] for host in hosts}
+    ping = start_pings(alpha, beta)
+
+    with cut_off_from_etcd(fresh_lab):
+        etcd.start(empty=True)
+        etcd.put_config(config(backend))
+        overtake(etcd, known)
+    wait_for(etcd.leases, RECOVERED_WITHIN, "every host to be back", lambda seen: seen == leases)
+    for host in hosts:
+        wait_status(host.daemon, "no problem", lambda s: s["state"] == "in sync")
+        assert [*replacements(host.daemon)], "a watch went on"
+        assert actual(host, backend) == rows[host]
+        assert host.daemon.status()["drift"]["ops"] == ops[host], "no peer ever left the kernel"
+    wait_answers(ping)
+    assert ping.stop().lost == ()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_etcd_is_restored_from_a_backup_and_overtaken(fresh_lab: Lab, backend: str, tmp_path: Path) -> None:
+    """With a host missing that came after the backup, and a peer in it that has been removed since."""
+    etcd = fresh_lab.etcd
+    alpha, beta = overlay(fresh_lab, backend, "alpha", "beta")
+    (removed,) = make_peers(etcd, 1)
+    change_peers(etcd, backend, put=[removed])
+    backup = tmp_path / "backup"
+    etcd.ctl("snapshot", "save", str(backup))
+    change_peers(etcd, backend, gone=[removed])
+    gamma = fresh_lab.add_host("gamma")
+    gamma.start_daemon().wait_ready()
+    gamma.attach_pods()
+    for host in (alpha, beta, gamma):
+        wait_in_order(host, backend)
+    leases, known = etcd.leases(), revision(etcd)
+    pings = [start_pings(alpha, beta), start_pings(alpha, gamma)]
+
+    with cut_off_from_etcd(fresh_lab):
+        restore(etcd, backup)
+        assert revision(etcd) < known
+        overtake(etcd, known)
+    leases[removed.key] = removed.record(backend)
+    wait_for(etcd.leases, RECOVERED_WITHIN, "gamma to be back", lambda seen: seen == leases)
+    for host in (alpha, beta, gamma):
+        wait_in_order(host, backend)
+        assert [*replacements(host.daemon)], "a watch went on"
+    for ping in pings:
+        wait_answers(ping)
+        assert ping.stop().lost == ()
+
+
+def restore(etcd: EtcdServer, backup: Path) -> None:
+    """Start it with what a backup holds."""
+    shutil.rmtree(etcd.data_directory)
+    peer = "http://127.0.0.1:2380"
+    options = [f"--initial-cluster=default={peer}", f"--initial-advertise-peer-urls={peer}"]
+    etcd.ctl("snapshot", "restore", str(backup), f"--data-dir={etcd.data_directory}", *options)
+    etcd.start()
+
+
+def replacements(daemon: Daemon) -> Iterator[str]:
+    """What it said when it took etcd for another one although nothing but its content was."""
+    for line in events(daemon, "registry_relist"):
+        if "expected" in line["reason"] and "found" in line["reason"]:
+            yield line["reason"]
+
+
+@pytest.mark.parametrize("one_by_one", [False, True], ids=["at once", "one by one"])
+def test_all_records_are_deleted(lab: Lab, one_by_one: bool) -> None:
+    hosts = overlay(lab, "vxlan", "alpha", "beta", "gamma")
+    alpha, beta, _ = hosts
+    ghosts = make_peers(lab.etcd, 5)
+    change_peers(lab.etcd, "vxlan", put=ghosts)
+    for host in hosts:
+        wait_in_order(host, "vxlan")
+    leases = lab.etcd.leases()
+    rows = {host: actual(host, "vxlan") for host in hosts}
+    ops = {host: host.daemon.status()["drift"]["ops"] for host in hosts}
+    ping = start_pings(alpha, beta)
+
+    for ghost in ghosts:
+        if one_by_one:
+            lab.etcd.ctl("del", f"{lab.etcd.prefix}/subnets/{ghost.key}")
+        del leases[ghost.key]
+    lab.etcd.ctl("del", "--prefix", f"{lab.etcd.prefix}/subnets/")
+    deleted = time.monotonic()
+    wait_for(lab.etcd.leases, 5, "every host to be back", lambda seen: seen == leases)
+    (one_more,) = make_peers(lab.etcd, 1)
+    while time.monotonic() < deleted + USUAL_STAY:
+        wait_answers(ping)
+    change_peers(lab.etcd, "vxlan", put=[replace(one_more, public="192.0.2.199")])
+    for host in hosts:
+        wait_for(partial(actual, host, "vxlan"), 5, "a pass", lambda rows: "192.0.2.199" in rows.values())
+        kept = {what: how for what, how in actual(host, "vxlan").items() if what in rows[host]}
+        changed = {what for what, how in rows[host].items() if kept.get(what) != how}
+        assert changed <= {f"fdb {one_more.mac}"}, "a ghost whose subnet nobody has claimed is gone"
+        assert host.daemon.status()["drift"]["ops"]["del"] == ops[host]["del"]
+    assert ping.stop().lost == ()
 
 
 def seconds_between(daemon: Daemon, one: str, other: str) -> float:
@@ -216,6 +355,23 @@ def test_garbage_takes_no_peer_away(lab: Lab, backend: str) -> None:
         lab.etcd.ctl("del", f"{lab.etcd.prefix}/subnets/{key}")
     wait_in_order(alpha, backend)
     wait_status(alpha.daemon, "no bad record", lambda s: not s["peers"]["bad"])
+
+
+def test_much_garbage_does_not_fill_the_log(lab: Lab) -> None:
+    alpha, _ = overlay(lab, "vxlan", "alpha", "beta")
+    for hundred in range(3):
+        puts = (f"put {lab.etcd.prefix}/subnets/junk-{hundred}-{number} x" for number in range(100))
+        lab.etcd.ctl("txn", text="\n" + "\n".join(puts) + "\n\n\n")
+
+    def told() -> tuple[int, list[int]]:
+        wait_status(alpha.daemon, "the garbage", lambda s: s["peers"]["bad_count"] == 300)
+        lines = events(alpha.daemon, "bad_records")
+        return len(events(alpha.daemon, "bad_record")), [line["count"] for line in lines]
+
+    assert told() == (10, [90]), "the rest follows after a while"
+    alpha.daemon.kill()
+    alpha.start_daemon().wait_ready()
+    assert told() == (10, [290])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -17,8 +17,8 @@ import pytest
 
 from flanneld_py.drivers import etcd, etcdwatch
 from flanneld_py.drivers.etcd import EtcdRegistry, EtcdSettings, WatchStream
-from flanneld_py.errors import Compacted, LeaseGone, RegistryError
-from flanneld_py.model import Changes, Entry
+from flanneld_py.errors import Compacted, LeaseGone, RegistryError, Replaced
+from flanneld_py.model import Changes, Entry, Fingerprint
 from tests.netns.etcd_servers import Etcd, Swallower, wait_until
 
 if TYPE_CHECKING:
@@ -334,6 +334,32 @@ def test_a_resumed_watch_does_not_repeat_what_is_known(
         stream.cancel()
 
 
+def test_fingerprint_is_of_the_past_and_of_this_prefix_only(
+    servers: Callable[..., Etcd], connect: Callable[..., EtcdRegistry]
+) -> None:
+    server = servers().start()
+    registry = connect(server.url)
+    assert registry.fingerprint(1) == Fingerprint(0, 0)
+    first = server.put((f"{PREFIX}/config", "1"), (f"{PREFIX}/subnets/z", "1"), (f"{PREFIX}/subnets/a", "1"))
+    elsewhere = server.put((f"{PREFIX}0", "x"), (f"{PREFIX}", "x"))
+    again = server.put((f"{PREFIX}/subnets/z", "2"))
+    gone = server.remove(f"{PREFIX}/subnets/z")
+    with server.counting() as counted:
+        found = [registry.fingerprint(revision) for revision in (first, elsewhere, again, gone)]
+    assert found == [
+        Fingerprint(3, first),
+        Fingerprint(3, first),
+        Fingerprint(3, again),
+        Fingerprint(2, first),
+    ]
+    assert counted == {"Range": 4}
+    server.etcdctl("compact", str(gone))
+    with pytest.raises(Compacted) as caught:
+        registry.fingerprint(again)
+    assert not isinstance(caught.value, Replaced)
+    assert registry.fingerprint(gone) == Fingerprint(2, first)
+
+
 def test_replaced_registry_is_noticed(
     servers: Callable[..., Etcd], connect: Callable[..., EtcdRegistry]
 ) -> None:
@@ -341,14 +367,20 @@ def test_replaced_registry_is_noticed(
     registry = connect(server.url)
     server.put(*((f"{PREFIX}/subnets/a", str(i)) for i in range(5)))
     listing = registry.list()
-    with pytest.raises(Compacted, match="replaced or restored: list again"):
+    assert registry.fingerprint(listing.revision) == Fingerprint(1, listing.revision)
+    with pytest.raises(Replaced, match="replaced or restored: list again"):
         registry.watch(listing.revision, listing.cluster_id + 1)
     server.kill()
     server.wipe()
     server.start()
-    with pytest.raises(Compacted, match="replaced or restored: list again"):
+    with pytest.raises(Replaced, match="replaced or restored: list again"):
         registry.watch(listing.revision, listing.cluster_id)
+    with pytest.raises(Replaced, match="replaced or restored: list again"):
+        registry.fingerprint(listing.revision)
     assert registry.list().entries == ()
+    server.put(*(("/elsewhere", str(i)) for i in range(listing.revision)))
+    registry.watch(listing.revision, listing.cluster_id, resumed=True).cancel()
+    assert registry.fingerprint(listing.revision) == Fingerprint(0, 0), "nothing else gives it away"
 
 
 # --- writes and leases ----------------------------------------------------------------------------

@@ -186,6 +186,25 @@ def test_frozen_server(
     assert "closed by us" in ended["get, closed"][1]
 
 
+def test_first_listing_of_a_frozen_server_fails_soon(
+    servers: Callable[..., Etcd], connect: Callable[..., EtcdRegistry]
+) -> None:
+    frozen, well = servers().start(), servers().start()
+    frozen.signal(signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        with pytest.raises(Unreachable, match="deadline exceeded"):
+            connect(frozen.url).list(first=True)
+        assert time.monotonic() - started < etcd.ATTEMPT_SECONDS + 1
+        started = time.monotonic()
+        registry = connect(frozen.url, well.url)
+        assert registry.list(first=True).entries == ()
+        assert time.monotonic() - started < etcd.ATTEMPT_SECONDS + 1
+        assert registry.endpoint == well.url
+    finally:
+        frozen.signal(signal.SIGCONT)
+
+
 def test_lost_leader_is_told_at_once(
     servers: Callable[..., Etcd], connect: Callable[..., EtcdRegistry]
 ) -> None:

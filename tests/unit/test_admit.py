@@ -75,7 +75,7 @@ def screened(world: World) -> Peers:
 
 def twin(world: World) -> list[str]:
     """The keys to accept, oldest first: the rules as the documentation words them, pair by pair."""
-    accepted: list[Record] = []
+    holders: list[Record] = []
     present = {record.key for record in world.records}
     gone = [r for r in world.departed if r.key not in present and r.node_id != world.own.node_id]
     for record in [*sorted(world.records, key=age), *sorted(gone, key=age)]:
@@ -83,9 +83,10 @@ def twin(world: World) -> list[str]:
             continue
         if any(harms(record, family, world.here) for family, _ in world.config.ranges.items()):
             continue
-        if not any(clash(record, older) for older in [world.own, *accepted]):
-            accepted.append(record)
-    return [record.key for record in accepted]
+        if not any(overlap(record, older) for older in [world.own, *holders]):
+            holders.append(record)
+    by_mac = [world.own, *sorted(holders, key=lambda r: (r.key not in present, r.mod_revision, r.key))]
+    return [r.key for r in holders if not any(one_mac(r, earlier) for earlier in by_mac[: by_mac.index(r)])]
 
 
 def age(record: Record) -> tuple[int, str]:
@@ -97,18 +98,26 @@ def harms(record: Record, family: Family, here: Host) -> bool:
     if net is None:
         return False
     mine = here.external.public.get(family)
-    return not _within(net, network) or public is None or public in network or public == mine
+    too_large = net.prefixlen < network.prefixlen + 2
+    return too_large or not _within(net, network) or public is None or public in network or public == mine
 
 
 def _within(net: Any, network: Any) -> bool:
     return bool(net.subnet_of(network))
 
 
-def clash(one: Record, other: Record) -> bool:
-    subnets = any(
+def overlap(one: Record, other: Record) -> bool:
+    return any(
         a.version == b.version and a.overlaps(b) for a in one.subnets.values() for b in other.subnets.values()
     )
-    return subnets or bool(set(one.vtep_macs.values()) & set(other.vtep_macs.values()))
+
+
+def one_mac(one: Record, other: Record) -> bool:
+    return bool(set(one.vtep_macs.values()) & set(other.vtep_macs.values()))
+
+
+def clash(one: Record, other: Record) -> bool:
+    return overlap(one, other) or one_mac(one, other)
 
 
 # --- properties -----------------------------------------------------------------------------------
@@ -150,7 +159,7 @@ def test_a_newcomer_never_displaces_anybody(world: World, newcomer: Record) -> N
     # The departed make room for anybody.
     world = replace(world, departed=())
     before = screened(world).accepted
-    records = (*world.records, replace(newcomer, create_revision=99))
+    records = (*world.records, replace(newcomer, create_revision=99, mod_revision=99))
     assert screened(replace(world, records=records)).accepted[: len(before)] == before
 
 
@@ -174,6 +183,7 @@ def peer(number: int, **more: Any) -> Record:
         "backend_type": "vxlan",
         "vtep_macs": PerFamily(mac(number)),
         "create_revision": number,
+        "mod_revision": number,
     }
     return Record(**{**given_, **more})
 
@@ -208,12 +218,22 @@ def test_our_subnet_is_never_anothers(net: str, lost: bool, revision: int) -> No
     thief = peer(9, subnets=PerFamily(ip_network(net)), create_revision=revision)
     peers = screened(World((thief,) if lost else (thief, OWN)))
     assert peers.accepted == ()
-    assert peers.rejected == {"peer-9": f"subnet {net} overlaps the older lease own"}
+    if net == "10.5.0.0/16":
+        assert peers.rejected == {"peer-9": "subnet 10.5.0.0/16 is too large for the Network 10.5.0.0/16"}
+    else:
+        assert peers.rejected == {"peer-9": f"subnet {net} overlaps our own lease own"}
 
 
 def test_another_owner_of_our_key_is_no_peer() -> None:
     thief = replace(OWN, node_id="thief", public_ips=PerFamily(underlay(4, 9)), vtep_macs=PerFamily(mac(9)))
     assert screened(World((thief,))) == Peers()
+
+
+@pytest.mark.parametrize("net", ["10.5.0.0/16", "10.5.0.0/17", "10.5.128.0/17"])
+def test_a_subnet_too_large_for_a_lease(net: str) -> None:
+    assert reason(peer(9, subnets=PerFamily(ip_network(net)))) == (
+        f"subnet {net} is too large for the Network 10.5.0.0/16"
+    )
 
 
 @pytest.mark.parametrize("net", ["10.6.1.0/24", "10.4.0.0/15", "0.0.0.0/1", "192.0.2.0/24"])
@@ -260,9 +280,24 @@ def test_another_backend(backend_type: str, said: str) -> None:
 
 
 def test_a_mac_that_is_taken() -> None:
-    said = "VTEP MAC 02:00:00:00:00:03 belongs to the older lease peer-3"
+    said = "VTEP MAC 02:00:00:00:00:03 belongs to the lease peer-3"
     assert reason(peer(3), peer(9, vtep_macs=PerFamily(mac(3)))) == said
-    assert "belongs to the older lease own" in reason(peer(2, vtep_macs=PerFamily(mac(1))))
+    assert "belongs to the lease own" in reason(peer(2, vtep_macs=PerFamily(mac(1))))
+
+
+def test_an_old_lease_that_takes_on_anothers_mac_does_not_take_its_traffic() -> None:
+    thief = peer(2, vtep_macs=PerFamily(mac(3)), mod_revision=50)
+    peers = screened(World((OWN, thief, peer(3))))
+    assert peers.accepted == (peer(3),)
+    assert peers.rejected == {"peer-2": "VTEP MAC 02:00:00:00:00:03 belongs to the lease peer-3"}
+
+
+def test_a_network_the_host_is_connected_to_is_no_peers() -> None:
+    pods, docker = ip_network("10.5.1.0/24"), ip_network("10.5.9.0/24")
+    outside = (ip_network("10.0.0.0/8"), ip_network("172.17.0.0/16"))
+    here = replace(host(1), local_networks=(pods, docker, *outside))
+    assert reason(peer(9), here=here) == "subnet 10.5.9.0/24 overlaps this host's own network 10.5.9.0/24"
+    assert reason(peer(8), here=here) == ""
 
 
 def test_one_mac_for_both_families_of_one_host_is_no_clash() -> None:

@@ -255,6 +255,22 @@ def test_our_address_under_a_live_node_is_a_conflict_that_names_both() -> None:
     assert "--public-ip" in found.fix
 
 
+def test_an_address_that_another_host_publishes_is_not_taken_on() -> None:
+    mine, theirs = record(3, 1, public_ips=PerFamily(underlay(4, 77))), record(4, 2)
+    theirs = replace(theirs, public_ips=PerFamily(underlay(4, 1)), mod_revision=50)
+    found = decide(mine, theirs, by=wish(1, held=mine))
+    assert isinstance(found, Conflict)
+    assert "192.0.2.1 is already published by node id node-2" in found.reason
+    silent = wish(1, held=mine, silent=frozenset({theirs.key}))
+    assert isinstance(decide(mine, theirs, by=silent), Adopt)
+
+
+def test_of_two_hosts_with_one_address_the_later_one_has_the_conflict() -> None:
+    mine, theirs = record(3, 1), record(4, 2, public_ips=PerFamily(underlay(4, 1)))
+    assert isinstance(decide(replace(mine, mod_revision=50), theirs), Conflict)
+    assert decide(mine, replace(theirs, mod_revision=50)) == Keep(mine)
+
+
 def test_our_address_under_a_silent_node_is_adopted_with_its_subnet() -> None:
     theirs = record(3, 2, public_ips=PerFamily(underlay(4, 1)))
     found = decide(theirs, by=wish(1, silent=frozenset({theirs.key})))
@@ -309,7 +325,45 @@ def test_of_two_overlapping_leases_the_younger_host_yields() -> None:
     assert decide(mine, older) == Release(
         mine, "10.5.3.0-24 overlaps the older lease 10.5.2.0-23 of 192.0.2.2"
     )
-    assert decide(mine, replace(older, create_revision=10)) == Keep(mine)
+    assert decide(mine, replace(older, create_revision=10, mod_revision=10)) == Keep(mine)
+
+
+def test_a_key_that_was_garbage_when_we_took_our_lease_does_not_outrank_it() -> None:
+    mine = record(3, 1, create_revision=9)
+    mended = record(4, 2, subnets=PerFamily(ip_network("10.5.0.0/22")), key="10.5.0.0-22", create_revision=5)
+    assert decide(mine, replace(mended, mod_revision=20)) == Keep(mine)
+
+
+@pytest.mark.parametrize("net", ["0.0.0.0/1", "10.0.0.0/8", "10.5.0.0/17"])
+def test_a_key_for_half_of_everything_keeps_nobody_out(net: str) -> None:
+    greedy = record(4, 2, subnets=PerFamily(ip_network(net)), key=net.replace("/", "-"), create_revision=1)
+    assert isinstance(decide(greedy), Claim)
+    assert decide(greedy, record(3, 1, create_revision=9)) == Keep(record(3, 1, create_revision=9))
+
+
+def test_an_unreadable_key_of_another_length_is_taken_too() -> None:
+    seen = replace(snapshot_of([]), bad={"10.5.88.0-22": "garbage"})
+    asked = wish(1, previous=(PerFamily(subnet(4, 88)),))
+    claim = decide_lease(strategies.config(), seen, host(1), asked, Random(1))
+    assert isinstance(claim, Claim)
+    assert claim.wanted.key != "10.5.88.0-24"
+
+
+def test_a_record_under_our_node_id_from_elsewhere_does_not_keep_us_from_our_own() -> None:
+    mine, elsewhere = record(3, 1), record(2, 1, public_ips=PerFamily(underlay(4, 77)))
+    assert decide(mine, elsewhere) == Keep(mine)
+
+
+def test_what_a_clone_wrote_over_our_record_is_not_taken_back() -> None:
+    held = record(3, 1)
+    stolen = replace(held, public_ips=PerFamily(underlay(4, 77)), mod_revision=20)
+    asked = wish(1, held=held, etcd_lease=held.etcd_lease)
+    assert isinstance(decide(stolen, by=asked), Conflict)
+
+
+def test_our_own_new_address_is_written_over_the_record_we_hold() -> None:
+    held = record(3, 1, public_ips=PerFamily(underlay(4, 77)))
+    assert isinstance(decide(held, by=wish(1, held=held)), Adopt)
 
 
 def test_of_two_leases_of_our_own_the_older_is_kept() -> None:
@@ -317,8 +371,8 @@ def test_of_two_leases_of_our_own_the_older_is_kept() -> None:
     assert decide(second, first) == Release(
         second, "10.5.4.0-24 is a second lease of this host beside 10.5.3.0-24"
     )
-    assert find_own(snapshot_of([second, first]), "node-1") == first
-    assert find_own(snapshot_of([second, first]), "node-2") is None
+    assert find_own(snapshot_of([second, first]), host(1), wish(1)) == first
+    assert find_own(snapshot_of([second, first]), host(2), wish(2)) is None
 
 
 @pytest.mark.parametrize(
@@ -451,7 +505,7 @@ def test_alone_the_decisions_lead_to_a_lease_kept_or_to_a_stand(
         nets = [
             net
             for other in etcd.snapshot().records.values()
-            if other.key != last.record.key and other.create_revision < last.record.create_revision
+            if other.key != last.record.key and other.mod_revision < last.record.create_revision
             for net in other.subnets.values()
         ]
         assert not any(net.overlaps(mine) for net in nets for mine in last.record.subnets.values())

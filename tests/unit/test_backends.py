@@ -281,6 +281,17 @@ def test_vxlan_without_ipv6_in_the_kernel_sets_no_ipv6_sysctl() -> None:
     assert one.desired(own, [], replace(here, ipv6=False)).sysctls == {}
 
 
+@pytest.mark.parametrize(
+    ("mtu", "devices"),
+    [(1329, ()), (1330, ("flannel.1",)), (1349, ("flannel.1",)), (1350, ("flannel.1", "flannel-v6.1"))],
+)
+def test_vxlan_sets_no_ipv6_sysctl_of_a_device_too_small_for_ipv6(mtu: int, devices: tuple[str, ...]) -> None:
+    """The kernel has none for a device of less than 1280 bytes."""
+    one, here, (own, _) = network("vxlan", 2, (4, 6))
+    small = replace(here, external=replace(here.external, mtu=mtu))
+    assert one.desired(own, [], small).sysctls == {f"net/ipv6/conf/{dev}/accept_ra": "0" for dev in devices}
+
+
 def test_vxlan_options_reach_the_device() -> None:
     one = backend("vxlan", (4, 6), VNI=42, Port=4789, GBP=True, Learning=True)
     here = host(1, (4, 6))

@@ -409,3 +409,9 @@ def test_any_bytes_give_a_config_or_a_config_error(data: bytes) -> None:
 )
 def test_plausible_documents_keep_the_rules(text: str) -> None:
     check(text)
+
+
+@pytest.mark.parametrize("network", ["127.0.0.0/8", "224.0.0.0/8", "169.254.0.0/16"])
+def test_a_network_that_cannot_be_routed(network: str) -> None:
+    with pytest.raises(ConfigError, match=f'Network "{network}": expected a network whose addresses can be'):
+        parse_config(json.dumps({"Network": network}))

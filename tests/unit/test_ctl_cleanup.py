@@ -103,6 +103,25 @@ def test_the_files_of_another_prefix_are_refused(place: Settings, name: str) -> 
         find_traces(place)
 
 
+def test_damaged_networks_are_no_traceback(place: Settings) -> None:
+    damaged: tuple[Any, ...] = (5, None, {}, [5, None, ["10.6.0.0/16"]], "10.6.0.0/16")
+    for networks in damaged:
+        write_status(place, networks=networks)
+        assert list(find_traces(place).networks) == []
+    write_status(place, prefix=7)
+    assert not find_traces(place).daemon_ran
+    for text in ("[" * 100_000, '{"prefix": ' * 100_000):
+        place.status_file.write_text(text)
+        place.state_file.write_text(text)
+        assert not find_traces(place).daemon_ran
+
+
+def test_a_fifo_in_the_place_of_a_file_holds_nobody_up(place: Settings) -> None:
+    for path in (place.status_file, place.state_file, place.subnet_file):
+        os.mkfifo(path)
+    assert not find_traces(place).daemon_ran
+
+
 def test_damaged_files_are_no_trace(place: Settings) -> None:
     place.state_file.write_text("{}")
     place.status_file.write_text('{"of": "somebody else"}')

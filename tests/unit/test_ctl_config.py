@@ -152,7 +152,7 @@ def test_check_reports_unknown_keys_as_a_problem() -> None:
         ("{", "not JSON"),
         ("{}", "Network is missing"),
         (document(Network="10.5.0.0"), "Network"),
-        (document(Backend={"Type": "vxlna"}), "host-gw, vxlan"),
+        (document(Backend={"Type": "vxlna"}), "host-gw or vxlan"),
         (document(Backend={"Type": "vxlan", "VNI": "1"}), "Backend.VNI"),
     ],
 )

@@ -171,6 +171,6 @@ STATUS = {
     "problems": [],
     "lease": {"state": "none", "key": None, "ttl": None, "etcd_lease": None, "reason": None},
     "registry": {"state": "connecting", "endpoint": None, "revision": None, "since": "", "error": None},
-    "peers": {"count": 0, "bad": {}},
+    "peers": {"count": 0, "bad": {}, "bad_count": 0},
     "drift": {"repaired": {}, "ops": {"set": 0, "del": 0}, "failed": []},
 }

@@ -58,7 +58,7 @@ def test_every_flag_arrives() -> None:
 
 
 def test_the_defaults_are_the_daemons() -> None:
-    from flanneld_py.cli.daemon import command as daemon  # noqa: PLC0415
+    from flanneld_py.cli.daemonflags import command as daemon  # noqa: PLC0415
 
     defaults = {param.opts[0].removeprefix("--"): param.default for param in daemon.params}
     for flag in FLAGS:

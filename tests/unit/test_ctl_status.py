@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
+import stat
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,8 +25,8 @@ from click.testing import CliRunner, Result
 from flanneld_py.cli.ctl import control as ctl_control
 from flanneld_py.cli.ctl.control import NoAnswer, ask, read_status_file
 from flanneld_py.cli.ctl.main import command
-from flanneld_py.cli.ctl.status import KEYS, SHOWN, Told, render
-from flanneld_py.daemon.control import Control
+from flanneld_py.cli.ctl.status import SHOWN, Told, checked, render
+from flanneld_py.daemon.control import MOST_CLIENTS, Control
 from flanneld_py.daemon.inbox import Levels
 from flanneld_py.daemon.status import Process, compose
 from flanneld_py.errors import FlanneldError, KernelError
@@ -48,7 +53,7 @@ WELL: dict[str, Any] = {
         "since": MINUTE_AGO,
         "error": None,
     },
-    "peers": {"count": 3, "bad": {}},
+    "peers": {"count": 3, "bad": {}, "bad_count": 0},
     "drift": {"repaired": {}, "ops": {"set": 9, "del": 0}, "failed": []},
     "problems": [],
 }
@@ -130,9 +135,18 @@ def test_drift_and_failures() -> None:
 
 
 def test_left_out_records() -> None:
-    text = shown(changed(peers={"count": 3, "bad": {"10.5.9.0-24": "PublicIP is missing"}}))
+    text = shown(changed(peers={"count": 3, "bad": {"10.5.9.0-24": "PublicIP is missing"}, "bad_count": 1}))
     assert "3, 1 record left out:" in text
     assert "10.5.9.0-24  PublicIP is missing" in text
+
+
+def test_of_many_left_out_records_some_are_shown() -> None:
+    bad = {f"10.5.{n}.0-24": "PublicIP is missing" for n in range(50)}
+    text = shown(changed(peers={"count": 3, "bad": bad, "bad_count": 10_000}))
+    assert "3, 10000 records left out:" in text
+    assert f"and {10_000 - SHOWN} more (--json lists 50)" in text
+    text = shown(changed(peers={"count": 3, "bad": bad, "bad_count": 50}))
+    assert f"and {50 - SHOWN} more (--json lists all)" in text
 
 
 def test_a_published_address_that_is_not_the_interfaces() -> None:
@@ -142,7 +156,7 @@ def test_a_published_address_that_is_not_the_interfaces() -> None:
 
 def test_before_anything_is_known() -> None:
     status = compose(Levels(), Process(1, "/p", "n"))
-    assert status.keys() >= KEYS
+    assert checked(status, Path("/run/flannel/status.json")) == status
     text = shown(status)
     assert "starting, not ready" in text
     assert "none: no valid network config yet" in text
@@ -151,7 +165,7 @@ def test_before_anything_is_known() -> None:
 def test_what_strangers_wrote_cannot_steer_the_terminal() -> None:
     evil = "\x1b]0;title\x07\n\r\u202e"
     status = changed(
-        peers={"count": 0, "bad": {evil: evil}},
+        peers={"count": 0, "bad": {evil: evil}, "bad_count": 1},
         drift={"repaired": {}, "ops": {}, "failed": [{"op": evil, "error": evil}]},
         problems=[{"code": evil, "reason": evil, "fix": evil, "since": evil}],
         state=evil,
@@ -215,6 +229,41 @@ def test_a_status_of_another_version_is_no_traceback(tmp_path: Path) -> None:
     result = flannelctl(tmp_path, "status")
     assert isinstance(result.exception, FlanneldError)
     assert "not the status of this version" in str(result.exception)
+
+
+DAMAGED = {
+    "nested deeply": "[" * 100_000,
+    "networks is a number": json.dumps(changed(networks=5)),
+    "networks of numbers": json.dumps(changed(networks=[5])),
+    "no object": json.dumps(changed(lease=None)),
+    "half an object": json.dumps(changed(registry={"state": "in sync"})),
+    "truth for a number": json.dumps(changed(mtu=True)),
+    "problems of text": json.dumps(changed(problems=["config-missing"])),
+    "bad is a list": json.dumps(changed(peers={"count": 1, "bad": [], "bad_count": 0})),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_status_file_is_no_traceback(tmp_path: Path, case: str) -> None:
+    (tmp_path / "status.json").write_text(DAMAGED[case])
+    result = flannelctl(tmp_path, "status")
+    assert isinstance(result.exception, FlanneldError)
+    assert "\n" not in str(result.exception)
+
+
+def test_a_fifo_in_the_place_of_the_status_file_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "status.json")
+    assert "no daemon has run here" in str(flannelctl(tmp_path, "status").exception)
+
+
+def test_the_daemon_of_another_prefix_is_called_so(tmp_path: Path) -> None:
+    with daemon(tmp_path, status=lambda: changed(prefix="/a"), plan=list):
+        for args in (["status"], ["plan"]):
+            result = flannelctl(tmp_path, *args, "--etcd-prefix=/b")
+            assert "this is the daemon with --etcd-prefix /a, not /b" in result.stderr
+            assert flannelctl(tmp_path, *args, "--etcd-prefix=/a").stderr == ""
+        assert code(flannelctl(tmp_path, "status", "--etcd-prefix=/b")) == 1
+        assert code(flannelctl(tmp_path, "status", "--etcd-prefix=/a")) == 0
 
 
 def test_colours_unless_unwanted(tmp_path: Path) -> None:
@@ -290,6 +339,85 @@ def test_a_daemon_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         server.listen()
         with pytest.raises(NoAnswer, match="no answer in time"):
             ask(tmp_path / "x.sock", "status")
+
+
+def test_silent_clients_hold_nobody_up(tmp_path: Path) -> None:
+    with daemon(tmp_path, status=lambda: WELL) as path, ExitStack() as stack:
+        for _ in range(MOST_CLIENTS + 5):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(str(path))
+            client.sendall(b"{")
+        begun = time.monotonic()
+        assert ask(path, "status") == WELL
+        assert time.monotonic() - begun < 1
+
+
+def test_a_request_nested_deeply_is_refused(tmp_path: Path) -> None:
+    with daemon(tmp_path, status=lambda: WELL) as path, socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        client.sendall(b"[" * 4000 + b"\n")
+        assert b"must be one line of JSON" in client.recv(1000)
+        assert ask(path, "status") == WELL
+
+
+def test_a_socket_that_is_deleted_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "flanneld-py.sock"
+    control = Control(path, {"status": lambda: WELL})
+    thread = threading.Thread(target=control.run)
+    thread.start()
+    try:
+        for replacement in (None, "a file"):
+            shutil.rmtree(path.parent)
+            if replacement:
+                path.parent.mkdir()
+                path.write_text(replacement)
+            control.check()
+            end = time.monotonic() + 5
+            while not path.is_socket():
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            assert ask(path, "status") == WELL
+    finally:
+        control.stop()
+        thread.join(5)
+    assert not thread.is_alive()
+    assert not path.exists()
+
+
+def test_too_many_open_files_end_no_control_thread(tmp_path: Path) -> None:
+    """In a process of its own, since the limit is for all of it."""
+    script = """
+import os, resource, socket, sys, threading, time
+from pathlib import Path
+from flanneld_py.daemon import log
+from flanneld_py.daemon.control import Control
+log.configure(0)
+path = Path(sys.argv[1])
+control = Control(path, {"status": lambda: "well"})
+thread = threading.Thread(target=control.run)
+thread.start()
+client = socket.socket(socket.AF_UNIX)
+lowest = os.dup(0)
+os.close(lowest)
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+client.connect(str(path))
+client.sendall(b'{"op":"status"}\\n')
+before = time.process_time()
+time.sleep(0.5)
+assert time.process_time() - before < 0.2, "it spins"
+assert thread.is_alive()
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+client.settimeout(5)
+print(client.recv(100))
+control.stop()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "x.sock")],
+        capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, 'b\'{"result": "well"}\\n\'\n'), done.stderr
 
 
 def test_a_status_file_that_is_none(tmp_path: Path) -> None:

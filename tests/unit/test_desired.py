@@ -202,6 +202,7 @@ def test_scope_is_what_is_ours_to_look_for() -> None:
         },
         sysctls=frozenset({"net/ipv6/conf/flannel.1/accept_ra"}),
         files=frozenset({"/run/flannel/subnet.env"}),
+        devices=frozenset({"flannel.1"}),
     )
 
 

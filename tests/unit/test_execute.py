@@ -252,7 +252,7 @@ def test_the_reason_is_told_and_it_is_the_first_cause() -> None:
     )
     works, _ = executor(FakeKernel(), refuses=lambda op: op.table == "links")
     errors = [error for _, error in works.apply(plan(want, State()), want, State())]
-    assert errors == ["Refused", *["waits for links flannel.1: Refused"] * 6]
+    assert errors == ["Refused", *["waits for link flannel.1: Refused"] * 6]
 
 
 def test_a_peer_keeps_its_old_path_until_the_new_one_stands() -> None:
@@ -272,7 +272,7 @@ def test_what_is_held_back_counts_as_failed() -> None:
     want = State(nexthops={hop: True}, routes={route.key: route.value})
     works, drivers = executor(FakeKernel())
     ((_, error),) = works.apply([route], want, State(), held=[Op("set", "nexthops", hop, True)])
-    assert error == f"waits for nexthops {hop}: failed before, is tried again later"
+    assert error == "waits for nexthop via 192.0.2.2 dev eth0: failed before, is tried again later"
     assert [driver.batches for driver in drivers] == [[], [], []]
 
 

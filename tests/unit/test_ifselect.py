@@ -76,9 +76,8 @@ def refusal(kind: type[Exception], **arguments: Any) -> str:
 
 def test_T37_by_name() -> None:
     found = chosen(iface=["dummy0"])
-    assert found == External(
-        "dummy0", 1500, PerFamily(IPv4Address("1.10.100.1")), PerFamily(IPv4Address("1.10.100.1"))
-    )
+    address: PerFamily[IPAddress] = PerFamily(IPv4Address("1.10.100.1"))
+    assert found == External("dummy0", 1500, address, address, mac="02:00:00:00:00:01")
 
 
 def test_T38_by_address() -> None:
@@ -106,6 +105,7 @@ def test_ipv6_only() -> None:
         1500,
         PerFamily(None, IPv6Address("2001:db8::1")),
         PerFamily(None, IPv6Address("2001:db8::1")),
+        mac="02:00:00:00:00:01",
     )
 
 

@@ -560,11 +560,15 @@ def test_a_listing_of_another_history_is_read_afresh_but_drops_nobody() -> None:
     start = snapshot(Listing(5, 77, (good(KEYS[0], 4), good(KEYS[1], 5))))
     other_value = good(KEYS[0], 4).value.replace(b"192.0.2.5", b"192.0.2.99")
     renewed = Entry(f"subnets/{KEYS[0]}", other_value, 4, 4, 4)
-    for listing in (
-        Listing(9, 78, (renewed, broken(KEYS[1], 9))),
-        Listing(4, 77, (renewed, broken(KEYS[1], 3))),
+    for listing, replaced in (
+        (Listing(9, 78, (renewed, broken(KEYS[1], 9))), False),
+        (Listing(4, 77, (renewed, broken(KEYS[1], 3))), False),
+        (Listing(9, 77, (renewed, broken(KEYS[1], 9))), True),
     ):
-        found = snapshot(listing, start)
+        found = snapshot(listing, start, replaced=replaced)
+        assert found.epoch == start.epoch + 1
+        assert fold(found, Changes(20, (delete(KEYS[0]),))).epoch == found.epoch
+        assert snapshot(Listing(30, listing.cluster_id, ()), found).epoch == found.epoch
         assert found.records[KEYS[0]].public_ips.v4 == IPv4Address("192.0.2.99")
         assert set(found.bad) == {KEYS[1]}
         assert found.records[KEYS[1]] is start.records[KEYS[1]]

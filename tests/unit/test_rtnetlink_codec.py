@@ -91,19 +91,21 @@ def test_nexthops(number: int, index: int, via: IPAddress, onlink: bool, new: bo
     assert netlink.attributes(gone, 24, len(gone)) == {1: expected[1]}
 
 
-@given(networks, st.integers(1, 255), indexes, addresses, st.booleans())
-def test_routes(destination: IPNetwork, protocol: int, index: int, via: IPAddress, onlink: bool) -> None:
+@given(networks, st.integers(1, 255), indexes, addresses, st.booleans(), st.booleans())
+def test_routes(
+    destination: IPNetwork, protocol: int, index: int, via: IPAddress, onlink: bool, new: bool
+) -> None:
     if destination.version == 4:
-        data = rt.set_route4(destination, protocol, index)
+        data = rt.set_route4(destination, protocol, index, new=new)
         made = decoded(rtmsg, data)
         assert netlink.attributes(data, 28, len(data))[30] == struct.pack("=I", index)  # RTA_NH_ID
         flags = 0
     else:
         gateway = IPv6Address(int(via))
-        made = decoded(rtmsg, rt.set_route6(destination, protocol, index, gateway, onlink=onlink))
+        made = decoded(rtmsg, rt.set_route6(destination, protocol, index, gateway, onlink=onlink, new=new))
         assert (made.get_attr("RTA_OIF"), ip_address(made.get_attr("RTA_GATEWAY"))) == (index, gateway)
         flags = 4 if onlink else 0
-    assert (made["header"]["type"], made["header"]["flags"]) == (24, CREATE_REPLACE)
+    assert (made["header"]["type"], made["header"]["flags"]) == (24, 0x601 if new else CREATE_REPLACE)
     assert (made["family"], made["dst_len"], made["table"], made["proto"], made["scope"], made["type"]) == (
         family(destination.version), destination.prefixlen, 254, protocol, 0, 1,
     )  # fmt: skip

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -98,6 +100,24 @@ def test_any_other_text_is_nothing(text: str) -> None:
 )
 def test_odd_texts_are_nothing(text: str) -> None:
     assert parse_state(text) is None
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"networks": [5]},
+        {"subnets": [True]},
+        {"prefix": 5},
+        {"node_id": None},
+        {"etcd_lease": "7"},
+        {"networks": 5},
+    ],
+)
+def test_a_right_checksum_does_not_make_it_ours(part: dict[str, Any]) -> None:
+    body = {**json.loads(TEXT), **part}
+    del body["sha256"]
+    checksum = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    assert parse_state(json.dumps({**body, "sha256": checksum})) is None
 
 
 def test_an_unknown_format_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ SHAPE = {
         "since": str,
         "error": str | None,
     },
-    "peers": {"count": int, "bad": dict},
+    "peers": {"count": int, "bad": dict, "bad_count": int},
     "drift": {"repaired": dict, "ops": {"set": int, "del": int}, "failed": [{"op": str, "error": str}]},
     "problems": [{"code": str, "reason": str, "fix": str, "since": str}],
 }
@@ -238,7 +238,7 @@ def test_when_all_is_well() -> None:
             "since": SINCE,
             "error": None,
         },
-        "peers": {"count": 1, "bad": {}},
+        "peers": {"count": 1, "bad": {}, "bad_count": 0},
         "drift": {"repaired": {"routes": 2}, "ops": {"set": 12, "del": 1}, "failed": []},
         "problems": [],
     }
@@ -291,6 +291,7 @@ def test_bad_records_and_rejected_peers_stand_together() -> None:
     assert found["peers"] == {
         "count": 1,
         "bad": {"10.5.9.0-24": "PublicIP 7: expected an IPv4 address", "10.5.3.0-24": "backend is host-gw"},
+        "bad_count": 2,
     }
     # One bad record of another host is no fault of this one.
     assert found["state"] == "in sync"
@@ -308,6 +309,17 @@ def test_of_ten_thousand_failures_some_are_shown_and_all_are_counted() -> None:
     assert found["drift"]["failed"][0] == {"op": "set route 10.5.0.0/24", "error": "No buffer space"}
     assert 0 < len(found["drift"]["failed"]) <= 100
     assert "(10000 in all)" in found["problems"][0]["reason"]
+
+
+def test_of_ten_thousand_bad_records_some_are_shown_and_all_are_counted() -> None:
+    garbage = {f"10.5.{n}.0-24{'x' * 1000}": "y" * 1000 for n in range(10_000)}
+    rejected = {"10.5.3.0-24": "backend is host-gw"}
+    report = replace(WELL.report, peers=Peers((PEER,), rejected))
+    found = status(replace(WELL, snapshot=Snapshot(5, 1, {}, garbage), report=report))
+    assert found["peers"]["bad_count"] == 10_001
+    assert 10 <= len(found["peers"]["bad"]) <= 100
+    assert found["peers"]["bad"].items() >= rejected.items()
+    assert len(json.dumps(found)) < 100_000, "it is written again at each revision"
 
 
 def test_problems_come_with_what_to_do() -> None:

@@ -52,7 +52,7 @@ def cleanup(settings: Settings, dry_run: bool, as_json: bool) -> int:
     require_net_admin()
     journal = Journal(dry_run=dry_run, quiet=as_json)
     files = OwnFiles(settings)
-    locks = Locks(settings.prefix, settings.state_dir)
+    locks = Locks(settings.prefix, settings.state_dir, settings.subnet_file)
     try:
         _clean(settings, files, journal)
     finally:

@@ -7,11 +7,15 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from flanneld_py.daemon.oldfiles import read_regular
 from flanneld_py.errors import FlanneldError
 
 CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 8.0
 """Longer than the daemon allows itself (daemon/control.py), so that it is the one to say what is late."""
+
+LONGEST_ANSWER = 1 << 26
+"""Bytes."""
 
 
 class NoAnswer(FlanneldError):
@@ -32,7 +36,7 @@ def ask(path: Path, op: str) -> Any:
             connection.settimeout(ANSWER_SECONDS)
             connection.sendall(json.dumps({"op": op}).encode() + b"\n")
             with connection.makefile("rb") as lines:
-                line = lines.readline()
+                line = lines.readline(LONGEST_ANSWER)
     except TimeoutError:
         raise NoAnswer(f"{path}: no answer in time; the daemon hangs or is stopped") from None
     except PermissionError:
@@ -45,7 +49,7 @@ def ask(path: Path, op: str) -> Any:
 def _result(path: Path, line: bytes) -> Any:
     try:
         answer = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if isinstance(answer, dict) and "result" in answer:
         return answer["result"]
@@ -57,7 +61,7 @@ def _result(path: Path, line: bytes) -> Any:
 def read_status_file(path: Path) -> dict[str, Any] | None:
     """The status that a daemon wrote last; None when there is none, or none that can be read."""
     try:
-        status = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        status = json.loads(read_regular(path) or "")
+    except (OSError, ValueError, RecursionError):
         return None
     return status if isinstance(status, dict) else None

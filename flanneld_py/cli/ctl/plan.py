@@ -6,6 +6,7 @@ import click
 
 from flanneld_py.cli.ctl.control import NoAnswer, ask
 from flanneld_py.cli.ctl.settings import Settings, with_settings
+from flanneld_py.cli.ctl.status import checked, tell_other_prefix
 from flanneld_py.cli.ctl.text import echo_json, printable
 from flanneld_py.errors import FlanneldError
 
@@ -20,6 +21,8 @@ def plan(settings: Settings, as_json: bool) -> int:
     asking. Exit 0: nothing to change; 1: something, or no daemon answers.
     """
     try:
+        status = checked(ask(settings.control_socket, "status"), settings.control_socket)
+        tell_other_prefix(status, settings)
         ops: list[str] = ask(settings.control_socket, "plan")
         obstacle = "" if ops else _obstacle(ask(settings.control_socket, "status"))
     except NoAnswer as error:

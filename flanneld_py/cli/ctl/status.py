@@ -12,6 +12,7 @@ import click
 
 from flanneld_py.cli.ctl.control import NoAnswer, ask, read_status_file
 from flanneld_py.cli.ctl.settings import Settings, with_settings
+from flanneld_py.cli.ctl.shape import has_shape
 from flanneld_py.cli.ctl.text import count, duration, echo_json, lasting, printable
 from flanneld_py.core.describe import NOUNS
 from flanneld_py.errors import FlanneldError
@@ -21,11 +22,26 @@ SHOWN = 5
 LABEL_WIDTH = 11
 COLOURS = {"in sync": "green", "held": "green", "degraded": "red", "lost": "red", "conflict": "red"}
 """State → colour; the states between are yellow."""
-KEYS = {
-    *("version", "pid", "state", "ready", "prefix", "node_id", "backend", "networks", "subnets", "mtu"),
-    *("external", "lease", "registry", "peers", "drift", "problems"),
+TEXT, NUMBER, TEXTS = (str,), (int,), [(str,)]
+SHAPE: dict[str, Any] = {
+    **dict.fromkeys(("version", "state", "prefix", "node_id"), TEXT),
+    "pid": NUMBER,
+    "ready": (bool,),
+    "backend": (str, None),
+    "mtu": (int, None),
+    **dict.fromkeys(("networks", "subnets"), TEXTS),
+    "external": ({"name": TEXT, "mtu": NUMBER, "addresses": TEXTS, "public": TEXTS}, None),
+    "lease": {"state": TEXT, "key": (str, None), "ttl": (int, None)},
+    "registry": {
+        **dict.fromkeys(("state", "since"), TEXT),
+        "endpoint": (str, None),
+        "revision": (int, None),
+    },
+    "peers": {"count": NUMBER, "bad": {}, "bad_count": NUMBER},
+    "drift": {"repaired": {}, "failed": [{"op": TEXT, "error": TEXT}]},
+    "problems": [dict.fromkeys(("code", "reason", "fix", "since"), TEXT)],
 }
-"""Of a status (docs/architecture.md, "Status")."""
+"""What we read of a status (docs/architecture.md, "Status")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +67,25 @@ def status(settings: Settings, as_json: bool) -> int:
     """What the daemon is doing, and what to do about each problem.
 
     Asks the daemon; if none answers, shows the status it wrote last. Exit 0: ready and without problems;
-    1: anything else.
+    1: anything else, also that it is the daemon of another prefix.
     """
     told = find_status(settings)
+    tell_other_prefix(told.status, settings)
     if as_json:
         echo_json({**told.status, "source": told.source})
     else:
         click.echo(render(told, datetime.now(UTC)))
-    return 0 if told.well else 1
+    return 0 if told.well and told.status["prefix"] == settings.prefix else 1
+
+
+def tell_other_prefix(status: Mapping[str, Any], settings: Settings) -> None:
+    """The files beside --subnet-file may be those of a daemon that is not meant."""
+    if status["prefix"] != settings.prefix:
+        click.echo(
+            f"flannelctl: this is the daemon with --etcd-prefix {printable(status['prefix'])}, "
+            f"not {printable(settings.prefix)}; give its prefix, or the --subnet-file of the other",
+            err=True,
+        )
 
 
 def find_status(settings: Settings) -> Told:
@@ -68,7 +95,7 @@ def find_status(settings: Settings) -> Told:
         FlanneldError: from neither.
     """
     try:
-        return Told(_checked(ask(settings.control_socket, "status"), settings.control_socket), "daemon")
+        return Told(checked(ask(settings.control_socket, "status"), settings.control_socket), "daemon")
     except NoAnswer as error:
         silence = str(error)
     path = settings.status_file
@@ -79,13 +106,19 @@ def find_status(settings: Settings) -> Told:
             "--subnet-file"
         )
     written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    return Told(_checked(stored, path), "file", silence, written)
+    return Told(checked(stored, path), "file", silence, written)
 
 
-def _checked(status: Any, origin: Path) -> Mapping[str, Any]:
-    if not isinstance(status, dict) or not status.keys() >= KEYS:
-        raise FlanneldError(f"{origin}: not the status of this version; restart the daemon")
-    return status
+def checked(status: Any, origin: Path) -> Mapping[str, Any]:
+    """A status that can be shown.
+
+    Raises:
+        FlanneldError: it is of another version, or damaged.
+    """
+    if not has_shape(status, SHAPE):
+        raise FlanneldError(f"{origin}: not the status of this version, or damaged; restart the daemon")
+    found: Mapping[str, Any] = status
+    return found
 
 
 # --- the view -------------------------------------------------------------------------------------
@@ -171,10 +204,11 @@ def _registry(registry: Mapping[str, Any], now: datetime) -> Iterator[str]:
 
 def _peers(peers: Mapping[str, Any]) -> Iterator[str]:
     bad: Mapping[str, str] = peers["bad"]
+    number = max(peers["bad_count"], len(bad))
     yield str(peers["count"]) + (
-        click.style(f", {count(len(bad), 'record')} left out:", "yellow") if bad else ""
+        click.style(f", {count(number, 'record')} left out:", "yellow") if bad else ""
     )
-    yield from _some([f"{printable(key)}  {printable(reason)}" for key, reason in bad.items()])
+    yield from _some([f"{printable(key)}  {printable(reason)}" for key, reason in bad.items()], number)
 
 
 def _drift(drift: Mapping[str, Any]) -> Iterator[str]:
@@ -194,10 +228,13 @@ def _noun(table: str) -> str:
     return next((noun for name, noun in NOUNS.items() if name == table), printable(table))
 
 
-def _some(rows: list[str]) -> Iterator[str]:
+def _some(rows: list[str], number: int | None = None) -> Iterator[str]:
+    """`number`: how many there are, of which the rows may be but some."""
+    number = len(rows) if number is None else number
     yield from (f"  {row}" for row in rows[:SHOWN])
-    if len(rows) > SHOWN:
-        yield f"  and {len(rows) - SHOWN} more (--json lists all)"
+    if number > SHOWN:
+        listed = "all" if number == len(rows) else len(rows)
+        yield f"  and {number - SHOWN} more (--json lists {listed})"
 
 
 def _problems(problems: list[Mapping[str, Any]], now: datetime) -> Iterator[str]:

@@ -16,6 +16,7 @@ from flanneld_py.cli.ctl.settings import Settings
 from flanneld_py.cli.ctl.text import printable
 from flanneld_py.core.hostfiles import SubnetEnv, parse_subnet_env
 from flanneld_py.core.statefile import SavedState, parse_state
+from flanneld_py.daemon.oldfiles import read_regular
 from flanneld_py.errors import UsageError
 from flanneld_py.model import IPNetwork
 
@@ -47,9 +48,10 @@ class Traces:
             yield from self.saved.networks
         if self.subnet_env:
             yield from self.subnet_env.networks.values()
-        for text in (self.status or {}).get("networks", ()):
+        told = (self.status or {}).get("networks")
+        for text in told if isinstance(told, list) else ():
             with suppress(ValueError):
-                yield ip_network(text)
+                yield ip_network(str(text))
 
 
 def find_traces(settings: Settings) -> Traces:
@@ -60,7 +62,7 @@ def find_traces(settings: Settings) -> Traces:
     """
     saved = parse_state(_text(settings.state_file))
     status = read_status_file(settings.status_file)
-    if status is not None and "prefix" not in status:
+    if status is not None and not isinstance(status.get("prefix"), str):
         status = None
     for path, prefix in (
         (settings.state_file, saved.prefix if saved else None),
@@ -79,7 +81,7 @@ def find_traces(settings: Settings) -> Traces:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return read_regular(path) or ""
     except OSError:
         return ""
 

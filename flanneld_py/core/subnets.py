@@ -1,0 +1,20 @@
+"""What a subnet must be to count as a lease at all."""
+
+from __future__ import annotations
+
+from flanneld_py.model import IPNetwork
+
+FEWEST_BITS = 2
+"""A Network holds at least four subnets (flannel refuses a SubnetLen below its length + 2)."""
+
+
+def leasable(subnet: IPNetwork, network: IPNetwork) -> bool:
+    """Whether `subnet` lies in the Network and is as small as a lease must be.
+
+    Anybody may write a key for half of the Network; it must not keep the others out.
+    """
+    return (
+        subnet.version == network.version
+        and subnet.prefixlen >= network.prefixlen + FEWEST_BITS
+        and subnet.network_address in network
+    )

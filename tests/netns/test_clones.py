@@ -1,0 +1,114 @@
+"""Two machines with one identity: an image that was cloned with its ids, an address given twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from typing import TYPE_CHECKING, Any
+
+from flanneld_py.lab import wait_for
+from tests.netns.observing import start_pings, wait_answers, wait_status
+from tests.netns.oracle import own_key, wait_in_order
+from tests.netns.registry_history import revision
+from tests.netns.scenes import config, overlay
+
+if TYPE_CHECKING:
+    from flanneld_py.lab import Host, Lab
+
+
+def store(host: Host, key: str, **fields: Any) -> None:
+    """Write a vxlan record as another program would."""
+    record = {
+        "PublicIP": "192.0.2.99",
+        "PublicIPv6": None,
+        "BackendType": "vxlan",
+        "BackendData": {"VNI": 1, "VtepMAC": "02:00:00:00:00:99"},
+        **fields,
+    }
+    host.etcd.ctl("put", f"{host.etcd.prefix}/subnets/{key}", "--", json.dumps(record))
+
+
+def test_a_clone_does_not_take_the_lease_of_its_original(lab: Lab) -> None:
+    alpha, gamma = overlay(lab, "vxlan", "alpha", "gamma")
+    ping, before = start_pings(gamma, alpha), revision(lab.etcd)
+    beta = lab.add_host("beta")
+    shutil.copytree(alpha.state_directory, beta.state_directory, dirs_exist_ok=True)
+    clone = beta.start_daemon([f"--node-id={alpha.node_id}"])
+
+    status = wait_status(clone, "a conflict", lambda s: s["lease"]["state"] == "conflict")
+    assert alpha.address in status["lease"]["reason"]
+    assert "--node-id" in status["problems"][0]["fix"]
+    assert not status["ready"]
+    assert not beta.subnet_file.exists()
+    wait_answers(ping)
+    assert ping.stop().lost == ()
+    assert revision(lab.etcd) == before
+    assert alpha.daemon.status()["state"] == "in sync"
+
+
+def test_clones_that_start_together_get_a_lease_and_a_mac_each(lab: Lab) -> None:
+    lab.etcd.put_config(config("vxlan"))
+    alpha, beta = lab.add_hosts("alpha", "beta")
+    lab.etcd.pause()
+    for host in (alpha, beta):
+        host.start_daemon(["--node-id=clone"])
+    time.sleep(0.5)  # both are to wait for etcd when it wakes up
+    lab.etcd.resume()
+    for host in (alpha, beta):
+        host.daemon.wait_ready()
+        host.attach_pods()
+    wait_for(lambda: len({mac_of(host) for host in (alpha, beta)}), 5, "two MACs", lambda n: n == 2)
+    for host in (alpha, beta):
+        wait_in_order(host, "vxlan")
+    assert alpha.pod.ping(beta.pod.address).lost == 0
+
+
+def mac_of(host: Host) -> str:
+    mac: str = host.etcd.leases()[own_key(host)]["BackendData"]["VtepMAC"]
+    return mac
+
+
+def test_a_record_under_our_node_id_from_elsewhere_is_no_obstacle_to_a_restart(lab: Lab) -> None:
+    alpha, beta = overlay(lab, "vxlan", "alpha", "beta")
+    key = own_key(alpha)
+    store(alpha, "10.5.77.0-24", NodeID=alpha.node_id)
+    alpha.daemon.kill()
+    alpha.start_daemon().wait_ready()
+    assert own_key(alpha) == key
+    assert alpha.pod.ping(beta.pod.address).lost == 0
+
+
+def test_a_lease_cannot_be_taken_by_a_key_for_half_of_everything(lab: Lab) -> None:
+    alpha, _ = overlay(lab, "vxlan", "alpha", "beta")
+    key = own_key(alpha)
+    store(alpha, "0.0.0.0-1")
+    store(alpha, "10.5.0.0-17")
+    gamma = lab.add_host("gamma")
+    gamma.start_daemon().wait_ready()
+    alpha.daemon.kill()
+    alpha.start_daemon().wait_ready()
+    assert own_key(alpha) == key
+
+
+def test_a_peer_that_takes_on_anothers_mac_gets_none_of_its_traffic(lab: Lab) -> None:
+    lab.etcd.put_config(config("vxlan"))
+    alpha, beta = lab.add_hosts("alpha", "beta")
+    store(alpha, "10.5.77.0-24")
+    lab.start_daemons()
+    ping = start_pings(alpha, beta)
+    stolen = {"VNI": 1, "VtepMAC": mac_of(beta)}
+    store(alpha, "10.5.77.0-24", BackendData=stolen)
+    wait_status(alpha.daemon, "the thief to be left out", lambda s: "10.5.77.0-24" in s["peers"]["bad"])
+    wait_answers(ping)
+    assert ping.stop().lost == ()
+
+
+def test_what_is_undone_again_and_again_is_not_written_for_ever(lab: Lab) -> None:
+    (alpha,) = overlay(lab, "vxlan", "alpha")
+    key, before = own_key(alpha), revision(lab.etcd)
+    for _ in range(30):
+        lab.etcd.ctl("put", f"{lab.etcd.prefix}/subnets/{key}", "garbage")
+    ours = revision(lab.etcd) - before - 30
+    assert 1 <= ours <= 8
+    assert alpha.daemon.status()["lease"]["key"] == key
