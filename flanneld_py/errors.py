@@ -15,6 +15,10 @@ class HostError(FlanneldError):
     """This host lacks something and a restart does not cure it. Exit 78."""
 
 
+class HostNotReady(HostError):
+    """This host lacks something that it may get any moment, such as an address by DHCP. Wait for it."""
+
+
 class ConfigError(FlanneldError):
     """The network config in the registry is invalid; the old one stays in force."""
 

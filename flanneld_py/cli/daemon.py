@@ -28,14 +28,14 @@ SAY_MILLISECONDS = 1000
 START_SECONDS = 30
 """A start that takes longer hangs, as Python does when a new thread lacks memory for its first steps."""
 OPEN_FILES = 128
-"""About twice of what is open with two etcd endpoints and some clients."""
-ADDRESS_SPACE = 512 << 20
-"""Bytes: twice of what threads, libraries and a few peers take; little of it is memory."""
+"""Several times what is open with two etcd endpoints; a client of the socket takes one more."""
+ADDRESS_SPACE = 2 << 30
+"""Bytes: somewhat more than the threads of gRPC reserve; hardly any of it is memory in use."""
 LIMITS = {
     errno.EMFILE: "raise the limit on open files (ulimit -n, LimitNOFILE= of the service)",
     errno.ENFILE: "raise the host's limit on open files (sysctl fs.file-max)",
-    errno.ENOMEM: "raise the limit on memory (ulimit -v, MemoryMax= of the service)",
-    errno.EAGAIN: "raise the limits on tasks and memory (ulimit -u, -v; TasksMax=, MemoryMax= of the unit)",
+    errno.ENOMEM: "raise the limit on memory (ulimit -v, LimitAS= of the service)",
+    errno.EAGAIN: "raise the limits on tasks and memory (ulimit -u, -v; TasksMax=, LimitAS= of the service)",
 }
 """What a start may run into, and what to do about it."""
 

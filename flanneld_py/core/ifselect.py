@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 
 from flanneld_py.core.records import why_unreachable
-from flanneld_py.errors import HostError, UsageError
+from flanneld_py.errors import HostError, HostNotReady, UsageError
 from flanneld_py.model import (
     AddressFacts,
     External,
@@ -42,6 +42,7 @@ def select(
     Raises:
         UsageError: a public address is no address of its family, or none that peers could reach.
         HostError: nothing fits; the message lists the interfaces there are, and the flag to set.
+        HostNotReady: the same, but only an address or the default route is missing, which may come.
     """
     published = _published(public_ip, public_ipv6)
     wanted = {family: published[family] for family in families if family in published}
@@ -49,13 +50,15 @@ def select(
         if wanted:
             return _by_public(facts, families, wanted)
         return _by_default_route(facts, families)
-    failures = []
+    failures: list[HostError] = []
     for text in iface:
         try:
             return _by_iface(facts, families, text, wanted)
         except HostError as failure:
-            failures.append(str(failure))
-    raise HostError("; ".join(failures) + _advice(facts))
+            failures.append(failure)
+    may_come = any(isinstance(failure, HostNotReady) for failure in failures)
+    kind = HostNotReady if may_come else HostError
+    raise kind("; ".join(str(failure) for failure in failures) + _advice(facts))
 
 
 def _published(public_ip: str, public_ipv6: str) -> dict[Family, IPAddress]:
@@ -138,14 +141,14 @@ def _by_default_route(facts: HostFacts, families: Sequence[Family]) -> External:
     }
     links = [link for link in facts.links if link.name in devices and not _is_loopback(link)]
     if not links:
-        raise HostError(f"no default route leads out of this host{_advice(facts)}")
+        raise HostNotReady(f"no default route leads out of this host{_advice(facts)}")
     if len(links) > 1:
         ways = " and ".join(f"IPv{devices[link.name]} by {link.name}" for link in links)
         raise HostError(f"the default routes differ: {ways}{_advice(facts)}")
     try:
         return _external(links[0], families, "the default route", {}, {})
     except HostError as failure:
-        raise HostError(f"{failure}{_advice(facts)}") from None
+        raise type(failure)(f"{failure}{_advice(facts)}") from None
 
 
 # --- addresses ------------------------------------------------------------------------------------
@@ -167,7 +170,7 @@ def _external(
         public = wanted.get(family)
         chosen = own.get(family) or (public if public in held else None) or _best(link, family)
         if chosen is None:
-            raise HostError(f"{way}: interface {link.name} has no usable IPv{family} address")
+            raise HostNotReady(f"{way}: interface {link.name} has no usable IPv{family} address")
         own[family] = chosen
     return External(
         name=link.name,
@@ -218,8 +221,8 @@ def _advice(facts: HostFacts, most: int = 20) -> str:
     candidates = [
         f"{link.name} ({', '.join(str(held.address.ip) for held in link.addresses) or 'no address'})"
         for link in facts.links
-        # Tunnels and the ports of containers are never what carries the overlay.
-        if not _is_loopback(link) and link.kind not in ("vxlan", "veth")
+        # The overlay itself is never what carries it.
+        if not _is_loopback(link) and link.kind != "vxlan"
     ]
     if not candidates:
         return "; this host has no interface but loopback: set one up, then name it with --iface"

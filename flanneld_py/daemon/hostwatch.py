@@ -12,7 +12,7 @@ from flanneld_py.daemon.inbox import Inbox, Problem, boottime
 from flanneld_py.daemon.target import Target
 from flanneld_py.drivers.kernel import read_host
 from flanneld_py.drivers.monitor import Heard, Monitor
-from flanneld_py.errors import FlanneldError, HostError, KernelError
+from flanneld_py.errors import FlanneldError, HostError, HostNotReady, KernelError
 from flanneld_py.model import Family, Host, HostFacts
 
 BURST, PER_SECOND = 10, 5.0
@@ -95,6 +95,17 @@ class HostWatch:
                 public=[str(ip) for ip in host.external.public.values()],
             )
         self._inbox.offer(host=host, host_problem=None)
+
+    def begin(self) -> None:
+        """Read the host for the first time.
+
+        Raises:
+            HostError: no interface fits, and none will by waiting.
+        """
+        try:
+            self.read()
+        except HostNotReady as error:
+            self._problem(error, "it is waited for; or set --iface")
 
     def run(self) -> None:
         """Until the monitor is closed."""

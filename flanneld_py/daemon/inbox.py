@@ -74,6 +74,7 @@ class Report:
     failed: tuple[tuple[str, str], ...] = ()
     """(op, error) of what could not be done and is retried."""
     failing_since: str = ""
+    peers_left_out_since: str = ""
     problem: Problem | None = None
 
 

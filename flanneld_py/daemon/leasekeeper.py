@@ -110,7 +110,7 @@ class LeaseKeeper:
         self._state_file = state_file
         self._saved = ""
         self._log = structlog.get_logger().bind(part="lease")
-        self._backoff = Backoff(longest=10.0)
+        self._backoff = Backoff(longest=2.0)
         self._rng = random.Random()  # noqa: S311 - spreads the hosts over the range
         self._decided_on: tuple[object, ...] = ()
         self._awaited: Awaited | None = None
@@ -159,9 +159,12 @@ class LeaseKeeper:
         due = self._renew_at is not None and boottime() >= self._renew_at
         if due and own is not None and standing:
             self._renew(own)
-            return
-        # With our record in place, other hosts' records are no reason to decide again.
-        inputs = (ground.network, ground.host, own.record if own and standing else ground.snapshot)
+            if self._awaited is not None:
+                return
+            due = ground.lease.state == "conflict"
+        # With our record in place and nobody in our way, other hosts' records are no reason to decide again.
+        settled = own.record if own and standing and ground.lease.state != "conflict" else ground.snapshot
+        inputs = (ground.network, ground.host, settled)
         if own is not None and standing and own.record.key in ground.snapshot.bad:
             self._restore(own.record)
         elif due or any(new is not old for new, old in zip_longest(inputs, self._decided_on)):

@@ -232,6 +232,9 @@ class Reconciler:
                 repaired=dict(memory.repaired),
                 ops=dict(memory.ops),
                 failed=failed,
+                peers_left_out_since=(last.peers_left_out_since or utc_now())
+                if target.peers.rejected
+                else "",
                 failing_since=(last.failing_since or utc_now()) if failed else "",
             )
         )

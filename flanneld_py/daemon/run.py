@@ -133,7 +133,7 @@ class Daemon:
         )
         wanted = Wanted(node_id, prefix, iface=options.iface, public_ip=options.public_ip)
         self._hostwatch = HostWatch(self._monitor, wanted, self._inbox)
-        self._hostwatch.read()
+        self._hostwatch.begin()
         self._registrywatch = RegistryWatch(self._registry, prefix, self._inbox)
         self._leasekeeper = LeaseKeeper(
             self._registry, self._inbox, last.run, options.state_file, self._registrywatch.distrust

@@ -14,7 +14,14 @@ SHOWN_FAILURES = 20
 SHOWN_BAD = 50
 LONGEST_TEXT = 300
 """Characters of a bad record's key or reason: both are made of what a stranger wrote."""
-WAITING = {"config-missing", "config-invalid", "lease-waiting", "lease-conflict", "registry-unreachable"}
+WAITING = {
+    "config-missing",
+    "config-invalid",
+    "host-interface",
+    "lease-waiting",
+    "lease-conflict",
+    "registry-unreachable",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +112,15 @@ def find_problems(levels: Levels) -> Iterator[Problem]:
     ):
         if problem is not None:
             yield problem
+    rejected = levels.report.peers.rejected
+    if rejected:
+        key, reason = next(iter(rejected.items()))
+        yield Problem(
+            "peers-left-out",
+            f"{_cut(key)}: {_cut(reason)} ({len(rejected)} in all)",
+            "correct that host's configuration, or remove its record if it is gone",
+            levels.report.peers_left_out_since,
+        )
     if levels.report.failed:
         op, error = levels.report.failed[0]
         yield Problem(
@@ -129,6 +145,8 @@ def one_line(status: dict[str, Any]) -> str:
 
 
 def _state(levels: Levels, problems: list[Problem]) -> str:
+    # Another host's record is a problem of the network, but no fault of this host's.
+    problems = [problem for problem in problems if problem.code != "peers-left-out"]
     if not problems:
         return "in sync" if levels.report.in_sync else "starting" if not is_ready(levels) else "working"
     if not is_ready(levels):

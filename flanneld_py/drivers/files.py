@@ -75,9 +75,12 @@ def read_text(path: Path) -> str | None:
         OSError: it is there but cannot be read.
     """
     try:
-        return path.read_bytes().decode(errors="backslashreplace")
+        # A FIFO in its place must not make us wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read().decode(errors="backslashreplace")
 
 
 def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:

@@ -18,7 +18,8 @@ LEASED = {"SubnetMin": "10.5.100.0", "SubnetMax": "10.5.239.0"}
 
 
 def config(backend: str, **more: Any) -> dict[str, Any]:
-    return {"Network": NETWORK, **LEASED, "Backend": {"Type": backend}, **more}
+    leased = {} if "Network" in more else LEASED
+    return {"Network": NETWORK, **leased, "Backend": {"Type": backend}, **more}
 
 
 def overlay(lab: Lab, backend: str, *names: str) -> list[Host]:

@@ -112,3 +112,18 @@ def test_what_is_undone_again_and_again_is_not_written_for_ever(lab: Lab) -> Non
     ours = revision(lab.etcd) - before - 30
     assert 1 <= ours <= 8
     assert alpha.daemon.status()["lease"]["key"] == key
+
+
+def test_a_host_that_is_given_anothers_address_says_so_and_recovers(lab: Lab) -> None:
+    alpha, beta = overlay(lab, "vxlan", "alpha", "beta")
+    before = alpha.etcd.leases()
+    beta.daemon.terminate()
+    beta.start_daemon([f"--public-ip={alpha.address}"])
+    status = wait_status(beta.daemon, "a conflict", lambda s: s["lease"]["state"] == "conflict")
+    assert alpha.node_id in status["lease"]["reason"]
+    assert alpha.etcd.leases() == before
+    assert alpha.pod.ping(beta.pod.address).lost == 0
+
+    alpha.daemon.terminate()
+    lab.etcd.ctl("del", f"{lab.etcd.prefix}/subnets/{own_key(alpha)}")
+    wait_status(beta.daemon, "the lease", lambda s: s["lease"]["state"] == "held")

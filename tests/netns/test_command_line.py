@@ -157,12 +157,22 @@ def test_missing_interfaces(alpha: Host) -> None:
     assert ended.code == CONFIGURATION
     for part in ("'eth7': there is no such interface", "192.0.2.77", f"eth0 ({alpha.address}"):
         assert part in ended.line
-    alpha.ip("route", "delete", "default")
-    alpha.ip("-6", "route", "delete", "default")
-    ended = run(alpha, *flags)
-    assert ended.code == CONFIGURATION
-    assert "no default route" in ended.line
-    assert f"set --iface to one of: eth0 ({alpha.address}" in ended.line
+
+
+def test_an_address_that_is_not_there_yet_is_waited_for(lab: Lab) -> None:
+    """As at boot, before DHCP."""
+    lab.etcd.put_config(config("vxlan"))
+    alpha = lab.add_host("alpha")
+    alpha.ip("address", "flush", "dev", "eth0")
+    daemon = alpha.start_daemon()
+    status = wait_status(
+        daemon, "the wait", lambda s: "host-interface" in [p["code"] for p in s.get("problems", [])]
+    )
+    assert (status["state"], status["ready"]) == ("waiting", False)
+    (problem,) = [p for p in status["problems"] if p["code"] == "host-interface"]
+    assert "interface eth0 has no usable IPv4 address" in problem["reason"]
+    alpha.ip("address", "add", f"{alpha.address}/24", "dev", "eth0")
+    daemon.wait_ready()
 
 
 def test_a_second_daemon_for_the_same_prefix_or_with_the_same_state(lab: Lab) -> None:

@@ -189,7 +189,7 @@ def test_config_set_get_check(lab: Lab) -> None:
     assert f"put {lab.etcd.prefix}/config '{{" in missing.err
     assert flannelctl(alpha, "config", "check").code == 1
 
-    text = json.dumps(config("vxlan"))
+    text = json.dumps({"Network": NETWORK, "Backend": {"Type": "vxlan"}})
     assert flannelctl(alpha, "config", "set", text).code == 0
     assert flannelctl(alpha, "config", "get").out == f"{text}\n"
     assert lab.etcd.ctl("get", "--print-value-only", f"{lab.etcd.prefix}/config") == f"{text}\n"

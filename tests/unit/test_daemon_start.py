@@ -110,3 +110,10 @@ start._from_command_line = show
 """
     ended = start(script, "sh", "-c", f'exec "$@" {closed}>&-', "sh")
     assert ended.returncode == 0, ended.stderr
+
+
+def test_too_little_address_space_is_named() -> None:
+    ended = start("start._from_command_line = lambda _: (None, 0)", "prlimit", f"--as={1 << 30}")
+    assert ended.returncode == EX_CONFIG
+    assert ended.stderr.startswith(f"flanneld-py: cannot start: only {1 << 30} bytes of address space are")
+    assert "(ENOMEM); raise the limit on memory" in ended.stderr

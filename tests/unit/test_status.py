@@ -184,16 +184,24 @@ def expected_problems(registry: str, lease: str, config: str, here: str, report:
         "lease-conflict": lease == "conflict",
         "lease-expired": lease == "lost",
         "reconcile-failed": report == "stuck",
+        "peers-left-out": bool(REPORTS[report].peers.rejected),
         "apply-failed": report == "failing",
     }
     return {code for code, is_so in said.items() if is_so}
 
 
 def expected_state(faults: set[str], ready: bool, report: str) -> str:
-    if not faults:
+    if not faults - {"peers-left-out"}:
         # Whoever is in sync has done what was asked, and who never was has not begun.
         return "in sync" if report == "in sync" else "working" if ready else "starting"
-    outside = {"config-missing", "config-invalid", "lease-waiting", "lease-conflict", "registry-unreachable"}
+    outside = {
+        "config-missing",
+        "config-invalid",
+        "host-interface",
+        "lease-waiting",
+        "lease-conflict",
+        "registry-unreachable",
+    }
     return "waiting" if not ready and faults & outside else "degraded"
 
 
@@ -293,8 +301,10 @@ def test_bad_records_and_rejected_peers_stand_together() -> None:
         "bad": {"10.5.9.0-24": "PublicIP 7: expected an IPv4 address", "10.5.3.0-24": "backend is host-gw"},
         "bad_count": 2,
     }
-    # One bad record of another host is no fault of this one.
+    # One bad record of another host is no fault of this one, but somebody should know.
     assert found["state"] == "in sync"
+    assert [problem["code"] for problem in found["problems"]] == ["peers-left-out"]
+    assert found["problems"][0]["reason"] == "10.5.3.0-24: backend is host-gw (1 in all)"
 
 
 def test_a_reservation_has_no_ttl() -> None:
@@ -360,7 +370,7 @@ def test_whatever_is_reported_is_json(
     report = replace(WELL.report, failed=failed, problem=reported, peers=Peers((), bad))
     found = status(replace(WELL, report=report, registry=REGISTRIES[registry]))
     assert found["peers"]["bad"] == bad
-    assert len(found["problems"]) == (reported is not None) + bool(failed) + (
+    assert len(found["problems"]) == (reported is not None) + bool(failed) + bool(bad) + (
         registry in ("unreachable", "refused")
     )
     # To systemd a line break would be the end of STATUS= and the beginning of another assignment.
