@@ -9,7 +9,8 @@ PY := .venv/bin/python
 # command=package that brings it: what flanneld_py.lab and the tests run
 TOOLS := etcd=etcd-server etcdctl=etcd-client ip=iproute2 bridge=iproute2 ping=iputils-ping nft=nftables
 TOOLS += iperf3=iperf3 tcpdump=tcpdump strace=strace ethtool=ethtool sysctl=procps
-TOOLS += unshare=util-linux nsenter=util-linux setpriv=util-linux stdbuf=coreutils
+TOOLS += unshare=util-linux nsenter=util-linux setpriv=util-linux prlimit=util-linux stdbuf=coreutils
+TOOLS += openssl=openssl chattr=e2fsprogs
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
