@@ -112,12 +112,13 @@ def differences(host: Host, backend: str) -> list[str]:
     return lines
 
 
-def wait_in_order(host: Host, backend: str, timeout: float = 5) -> None:
-    """Wait until the kernel holds exactly what the registry demands."""
+def wait_in_order(host: Host, backend: str, timeout: float = 5, beside: Rows | None = None) -> None:
+    """Wait until the kernel holds exactly what the registry demands, and the rows `beside` as they are."""
+    foreign = {f"+ {what}: {how}" for what, how in (beside or {}).items()}
     wait_for(
         lambda: differences(host, backend),
         timeout,
         f"the kernel of {host.name} to equal the registry",
-        lambda lines: not lines,
+        lambda lines: set(lines) == foreign,
         0.05,
     )

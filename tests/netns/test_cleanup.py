@@ -1,0 +1,86 @@
+"""`flannelctl cleanup` after everything that can happen: the host is as it was before the first start."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.netns.host_state import changes, host_state
+from tests.netns.oracle import actual, wait_in_order
+from tests.netns.peers import change_peers, make_peers
+from tests.netns.scenes import BACKENDS, config
+from tests.netns.test_ctl import add_foreign_objects, flannelctl
+
+if TYPE_CHECKING:
+    from flanneld_py.lab import Lab
+
+FOREIGN_CHANGES = {
+    "link": "ip link set flannel.9 mtu 1300",
+    "alias": "ip link set flannel.9 alias other",
+    "link down": "ip link set flannel.9 down",
+    "address": "ip address add 10.77.9.0/32 dev flannel.9",
+    "route": "ip route replace 10.77.2.0/24 via 10.77.3.0 dev flannel.9 onlink",
+    "route metric": "ip route add 172.21.0.0/16 via 192.0.2.254 metric 5",
+    "rule": "ip rule add from 192.0.2.77 table 77",
+    "neighbour": "ip neigh replace 10.77.2.0 lladdr 0a:00:00:00:00:0b dev flannel.9 nud permanent",
+    "nexthop": "ip nexthop delete id 7",
+    "fdb": "bridge fdb replace 0a:00:00:00:00:0a dev flannel.9 dst 192.0.2.10",
+    "packet filter": "nft add rule ip filter FORWARD accept",
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_after_a_run_with_all_of_it_the_host_is_as_it_was(lab: Lab, backend: str) -> None:
+    lab.etcd.put_config(config(backend))
+    alpha, beta = lab.add_hosts("alpha", "beta")
+    add_foreign_objects(alpha)
+    shutil.rmtree(alpha.run_directory)
+    before, foreign = host_state(alpha), actual(alpha, backend)
+    steady, moved, gone, late = make_peers(lab.etcd, 4)
+    change_peers(lab.etcd, backend, put=[steady, moved, gone])
+    beta.start_daemon().wait_ready()
+    alpha.start_daemon().wait_ready()
+    wait_in_order(alpha, backend, beside=foreign)
+
+    moved_to = replace(moved, mac="02:00:05:00:00:99", public="192.0.2.199")
+    change_peers(lab.etcd, backend, put=[moved_to, late], gone=[gone])
+    wait_in_order(alpha, backend, beside=foreign)
+    alpha.ip("route", "delete", steady.subnet)
+    if backend == "vxlan":
+        alpha.ip("link", "delete", "flannel.1")
+    wait_in_order(alpha, backend, beside=foreign)
+    alpha.daemon.kill()
+    change_peers(lab.etcd, backend, gone=[late])
+    alpha.start_daemon().wait_ready()
+    wait_in_order(alpha, backend, beside=foreign)
+    alpha.daemon.kill()
+    assert changes(before, host_state(alpha)), "nothing to clean up"
+
+    said = flannelctl(alpha, "cleanup")
+    assert said.code == 0, said
+    assert changes(before, host_state(alpha)) == []
+
+
+@pytest.mark.parametrize("kind", FOREIGN_CHANGES)
+def test_the_comparison_sees_a_foreign_change(lab: Lab, kind: str) -> None:
+    alpha = lab.add_host("alpha")
+    add_foreign_objects(alpha)
+    before = host_state(alpha)
+    assert changes(before, host_state(alpha)) == []
+    alpha.run(FOREIGN_CHANGES[kind].split())
+    assert changes(before, host_state(alpha))
+
+
+def test_the_comparison_sees_changed_files(lab: Lab) -> None:
+    alpha = lab.add_host("alpha")
+    alpha.subnet_file.write_text("one")
+    before = host_state(alpha)
+    alpha.subnet_file.write_text("two")
+    assert changes(before, host_state(alpha))
+    alpha.subnet_file.write_text("one")
+    assert changes(before, host_state(alpha)) == []
+    alpha.subnet_file.chmod(0o600)
+    assert changes(before, host_state(alpha))
