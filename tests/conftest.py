@@ -11,7 +11,7 @@ import pytest
 from flanneld_py.lab.requirements import obstacle
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,6 +21,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=os.environ.get("CI") == "true",
         help="a skipped test is a failure (the default where CI=true)",
     )
+
+
+FIGURES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(scope="session")
+def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Call it with a line that whoever runs the tests should read: it stands in the summary."""
+    return request.config.stash.setdefault(FIGURES, []).append
 
 
 @functools.cache
@@ -63,7 +72,12 @@ def pytest_make_collect_report(
     return report
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    figures = config.stash.get(FIGURES, [])
+    if figures:
+        terminalreporter.section("measured")
+        for line in figures:
+            terminalreporter.line(line)
     skipped = len(terminalreporter.getreports("skipped"))
     if skipped:
         terminalreporter.section(f"NOT RUN: {skipped} (reasons below)", sep="!", yellow=True, bold=True)

@@ -32,7 +32,13 @@ MASK = {
     "age": "seconds since an entry was used",
     "used": "the same",
     "updated": "the same",
-    "gc_timer": "of a bridge's ageing",
+    "gc_timer": "a bridge's clock",
+    "hello_timer": "the same",
+    "tcn_timer": "the same",
+    "topology_change_timer": "the same",
+    "message_age_timer": "the clock of a bridge's port",
+    "forward_delay_timer": "the same",
+    "hold_timer": "the same",
 }
 """Field → why it does not count."""
 BY_ITSELF = ("fe80:", "ff00:", "33:33:")
@@ -56,6 +62,26 @@ def changes(before: dict[str, list[str]], after: dict[str, list[str]]) -> list[s
         for row in rows[title]
         if row not in others[title]
     ]
+
+
+def add_foreign_objects(host: Host) -> None:
+    """What looks like the daemon's and is not."""
+    host.ip_batch(
+        [
+            "link add flannel.9 address 0a:00:00:00:00:09 mtu 1400 type vxlan id 9 dstport 4789 dev eth0 "
+            "local 192.0.2.1 nolearning",
+            "link set flannel.9 alias flanneld-py:/another/prefix up",
+            "address add 10.77.1.0/32 dev flannel.9",
+            "route add 10.77.2.0/24 via 10.77.2.0 dev flannel.9 onlink",
+            "neigh add 10.77.2.0 lladdr 0a:00:00:00:00:0a dev flannel.9 nud permanent",
+            "nexthop add id 7 via 192.0.2.254 dev eth0 protocol 96",
+            "route add 10.5.250.0/24 via 192.0.2.254 dev eth0 protocol static",
+            "route add 172.20.0.0/16 via 192.0.2.254 dev eth0 protocol 96",
+            "route add blackhole 10.5.251.0/24 metric 7",
+        ]
+    )
+    host.run(["bridge", "fdb", "append", "0a:00:00:00:00:0a", "dev", "flannel.9", "dst", "192.0.2.9"])
+    host.nft("table ip filter {\n chain FORWARD {\n type filter hook forward priority 0;\n }\n}\n")
 
 
 def _rows(text: str) -> list[str]:

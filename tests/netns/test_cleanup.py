@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.netns.host_state import changes, host_state
+from tests.netns.host_state import add_foreign_objects, changes, host_state
 from tests.netns.oracle import actual, wait_in_order
 from tests.netns.peers import change_peers, make_peers
 from tests.netns.scenes import BACKENDS, config
-from tests.netns.test_ctl import add_foreign_objects, flannelctl
+from tests.netns.test_ctl import flannelctl
 
 if TYPE_CHECKING:
     from flanneld_py.lab import Lab

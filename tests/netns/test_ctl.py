@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 
 from flanneld_py.lab import CommandFailed, wait_for
 from flanneld_py.lab.process import environment
+from tests.netns.host_state import add_foreign_objects, changes, host_state
 from tests.netns.oracle import own_key, subnet_of, wait_in_order
 from tests.netns.scenes import BACKENDS, NETWORK, config, overlay
 
@@ -247,56 +247,6 @@ def test_plan_of_a_waiting_daemon_is_not_empty_but_absent(lab: Lab) -> None:
 
 # --- cleanup --------------------------------------------------------------------------------------
 
-VIEWS = (
-    ("ip", "address", "show"),
-    ("ip", "-details", "link", "show", "type", "vxlan"),
-    ("ip", "route", "show", "table", "all"),
-    ("ip", "-6", "route", "show", "table", "all"),
-    ("ip", "nexthop", "show"),
-    ("ip", "rule", "show"),
-    ("ip", "neigh", "show", "nud", "permanent"),
-    ("bridge", "fdb", "show"),
-    ("nft", "list", "ruleset"),
-)
-
-
-BY_ITSELF = re.compile("forever|fe80::|ff00::|33:33:|scope link proto kernel_ll")
-"""The kernel makes and unmakes these of its own accord: link-local addresses, their routes and groups."""
-
-
-def everything(host: Host) -> dict[str, list[str]]:
-    """All there is in the kernel that a daemon could have touched, and the host's files."""
-    seen = {
-        " ".join(view): sorted(line for line in host.run(view).splitlines() if not BY_ITSELF.search(line))
-        for view in VIEWS
-    }
-    seen["files"] = sorted(
-        str(path)
-        for path in host.directory.rglob("*")
-        if path.suffix != ".log" and "pycache" not in path.parts
-    )
-    return seen
-
-
-def add_foreign_objects(host: Host) -> None:
-    """What looks like the daemon's and is not."""
-    host.ip_batch(
-        [
-            "link add flannel.9 address 0a:00:00:00:00:09 mtu 1400 type vxlan id 9 dstport 4789 dev eth0 "
-            "local 192.0.2.1 nolearning",
-            "link set flannel.9 alias flanneld-py:/another/prefix up",
-            "address add 10.77.1.0/32 dev flannel.9",
-            "route add 10.77.2.0/24 via 10.77.2.0 dev flannel.9 onlink",
-            "neigh add 10.77.2.0 lladdr 0a:00:00:00:00:0a dev flannel.9 nud permanent",
-            "nexthop add id 7 via 192.0.2.254 dev eth0 protocol 96",
-            "route add 10.5.250.0/24 via 192.0.2.254 dev eth0 protocol static",
-            "route add 172.20.0.0/16 via 192.0.2.254 dev eth0 protocol 96",
-            "route add blackhole 10.5.251.0/24 metric 7",
-        ]
-    )
-    host.run(["bridge", "fdb", "append", "0a:00:00:00:00:0a", "dev", "flannel.9", "dst", "192.0.2.9"])
-    host.nft("table ip filter {\n chain FORWARD {\n type filter hook forward priority 0;\n }\n}\n")
-
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_cleanup_leaves_the_host_as_it_was_before(lab: Lab, backend: str) -> None:
@@ -304,37 +254,37 @@ def test_cleanup_leaves_the_host_as_it_was_before(lab: Lab, backend: str) -> Non
     alpha, beta = lab.add_hosts("alpha", "beta")
     add_foreign_objects(alpha)
     shutil.rmtree(alpha.run_directory)
-    before = everything(alpha)
+    before = host_state(alpha)
     for host in (alpha, beta):
         host.start_daemon().wait_ready()
     wait_in_order(beta, backend)
     peer = subnet_of(own_key(beta))
     wait_for(lambda: alpha.ip("route", "show", peer), READY_LATEST, "alpha's route to beta")
     alpha.daemon.kill()
-    assert everything(alpha) != before
+    assert host_state(alpha) != before
 
     foretold = flannelctl(alpha, "cleanup", "--dry-run")
     assert foretold.code == 0, foretold
     record = lab.etcd.leases()[own_key(alpha)]
     said = flannelctl(alpha, "cleanup")
     assert said.code == 0, said
-    assert everything(alpha) == before
+    assert changes(before, host_state(alpha)) == []
 
     *lines, lease = said.out.splitlines()
     assert foretold.out.splitlines()[:-1] == lines
     assert f"{lab.etcd.prefix}/subnets/{own_key(alpha)} stays in etcd until 20" in lease
     assert lab.etcd.leases()[own_key(alpha)] == record
     assert flannelctl(alpha, "cleanup") == Said(0, "nothing to remove\n")
-    assert everything(alpha) == before
+    assert changes(before, host_state(alpha)) == []
     assert beta.daemon.running
 
 
 def test_a_dry_run_changes_nothing(lab: Lab) -> None:
     (alpha,) = overlay(lab, "vxlan", "alpha")
     alpha.daemon.terminate()
-    before = everything(alpha)
+    before = host_state(alpha)
     assert flannelctl(alpha, "cleanup", "--dry-run").code == 0
-    assert everything(alpha) == before
+    assert changes(before, host_state(alpha)) == []
     spare = alpha.directory / "spare"
     said = flannelctl(alpha, "cleanup", "--dry-run", "--state-dir", str(spare))
     assert (said.code, spare.exists()) == (0, False)
@@ -342,7 +292,7 @@ def test_a_dry_run_changes_nothing(lab: Lab) -> None:
 
 def test_cleanup_refuses_while_the_daemon_runs(lab: Lab) -> None:
     (alpha,) = overlay(lab, "vxlan", "alpha")
-    before = everything(alpha)
+    before = host_state(alpha)
     for args in (
         ["cleanup"],
         ["cleanup", "--dry-run"],
@@ -351,7 +301,7 @@ def test_cleanup_refuses_while_the_daemon_runs(lab: Lab) -> None:
         said = flannelctl(alpha, *args)
         assert (said.code, said.out) == (1, "")
         assert "another flanneld-py" in said.err
-    assert everything(alpha) == before
+    assert changes(before, host_state(alpha)) == []
 
 
 def test_cleanup_without_etcd(lab: Lab) -> None:
@@ -387,9 +337,9 @@ def test_cleanup_leaves_a_go_flannel_alone(lab: Lab) -> None:
     lab.etcd.put_config(config("vxlan"))
     alpha = lab.add_host("alpha")
     add_go_flannel(alpha)
-    before = everything(alpha)
+    before = host_state(alpha)
     assert flannelctl(alpha, "cleanup") == Said(0, "nothing to remove\n")
-    assert everything(alpha) == before
+    assert changes(before, host_state(alpha)) == []
 
 
 def add_go_flannel(host: Host) -> None:
@@ -411,11 +361,11 @@ def add_go_flannel(host: Host) -> None:
 def test_cleanup_refuses_the_files_of_another_prefix(lab: Lab) -> None:
     (alpha,) = overlay(lab, "vxlan", "alpha")
     alpha.daemon.kill()
-    before = everything(alpha)
+    before = host_state(alpha)
     said = flannelctl(alpha, "cleanup", "--etcd-prefix=/another")
     assert (said.code, said.out) == (2, "")
     assert alpha.prefix in said.err
-    assert everything(alpha) == before
+    assert changes(before, host_state(alpha)) == []
 
 
 def test_cleanup_reports_what_it_cannot_remove_and_can_be_run_again(lab: Lab) -> None:

@@ -20,7 +20,7 @@ from tests.netns.peers import Peer, change_peers, make_peers
 from tests.netns.scenes import BACKENDS, overlay
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from flanneld_py.lab import Daemon, Host, Lab
 
@@ -233,13 +233,13 @@ def shared_pair(request: pytest.FixtureRequest, session_lab: Lab) -> Iterator[Pa
 
 
 @pytest.fixture(scope="class")
-def took(request: pytest.FixtureRequest) -> Iterator[dict[str, float]]:
+def took(request: pytest.FixtureRequest, figure: Callable[[str], None]) -> Iterator[dict[str, float]]:
     """Drift → seconds until it was repaired; printed in the end."""
     table: dict[str, float] = {}
     yield table
-    print(f"\n{request.cls.backend}: from the command's start to the repair seen, in ms")  # noqa: T201
+    figure(f"{request.cls.backend}: from a command's start to its repair seen, in ms")
     for name, seconds in table.items():
-        print(f"  {name:<20}{1000 * seconds:>5.0f}")  # noqa: T201
+        figure(f"  {name:<24}{1000 * seconds:>5.0f}")
 
 
 def rows_of(backend: str) -> pytest.MarkDecorator:
@@ -417,7 +417,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_does_not_fight_at_line_rate(lab: Lab, backend: str) -> None:
+def test_does_not_fight_at_line_rate(lab: Lab, backend: str, figure: Callable[[str], None]) -> None:
     alpha, beta = overlay(lab, backend, "alpha", "beta")
     subnet, pid = peer_of(beta).subnet, alpha.daemon.pid
     monitor = alpha.spawn("monitor", ["stdbuf", "-oL", "ip", "-oneline", "monitor", "route"])
@@ -438,13 +438,17 @@ def test_does_not_fight_at_line_rate(lab: Lab, backend: str) -> None:
     lines = [line for line in monitor.output().splitlines() if subnet in line]
     writes = sum("Deleted" not in line for line in lines)
 
-    print(f"\n{backend}: {writes} repairs in {lasted:.1f} s of fight, {100 * cpu:.0f} % of a core")  # noqa: T201
+    figure(
+        f"{backend}: {writes} repairs in {lasted:.1f} s of fight over a route, {100 * cpu:.0f} % of a core"
+    )
     assert BURST < writes <= BURST + PER_SECOND * lasted + 2
     assert cpu < MOST_CPU
     assert alpha.pod.ping(beta.pod.address, count=3).lost == 0
 
 
-def test_a_device_changed_at_line_rate_costs_little(lab: Lab, tmp_path: Path) -> None:
+def test_a_device_changed_at_line_rate_costs_little(
+    lab: Lab, tmp_path: Path, figure: Callable[[str], None]
+) -> None:
     (alpha,) = overlay(lab, "vxlan", "alpha")
     pid = alpha.daemon.pid
     batch = tmp_path / "batch"
@@ -456,5 +460,5 @@ def test_a_device_changed_at_line_rate_costs_little(lab: Lab, tmp_path: Path) ->
     alpha.discard(other)
     cpu = (cpu_seconds(pid) - used) / (time.monotonic() - started)
     wait_in_order(alpha, "vxlan")
-    print(f"\n{100 * cpu:.0f} % of a core")  # noqa: T201
+    figure(f"vxlan: {100 * cpu:.0f} % of a core while another program changes the MTU at line rate")
     assert cpu < MOST_CPU

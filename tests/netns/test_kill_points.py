@@ -18,6 +18,8 @@ from tests.netns.peers import Peer, change_peers, make_peers
 from tests.netns.scenes import BACKENDS, NETWORK, config
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flanneld_py.lab import Daemon, Host, Lab
     from flanneld_py.lab.process import Process
 
@@ -213,9 +215,9 @@ def test_cleanup(scene: Scene) -> None:
         assert not host.state_directory.exists() or list(host.state_directory.iterdir()) == []
 
 
-def test_there_are_many_points() -> None:
+def test_there_are_many_points(figure: Callable[[str], None]) -> None:
     table = {(backend, event): points(backend, event) for backend in WRITES for event in WRITES[backend]}
-    print("\npoints at which it was killed:", sum(table.values()))  # noqa: T201
+    figure(f"killed with SIGKILL at {sum(table.values())} points: before, between and after the writes of")
     for (backend, event), count in table.items():
-        print(f"  {backend:<8} {event:<12} {count:>3}")  # noqa: T201
+        figure(f"  {backend:<8} {event:<12} {count:>3}")
     assert sum(table.values()) >= LEAST_POINTS
