@@ -206,6 +206,10 @@ class HostFacts:
     """Device of the first default route of the main table."""
     ipv6: bool = True
     """Whether the kernel has IPv6 at all (/proc/sys/net/ipv6 exists)."""
+    gateways: frozenset[IPAddress] = frozenset()
+    """Next hops of the default routes of the main table."""
+    onlink: Mapping[str, tuple[IPNetwork, ...]] = field(default_factory=dict)
+    """Device → the prefixes that main-table routes reach through it without a gateway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +240,12 @@ class Host:
     """Device → MAC of the links that are there."""
     ipv6: bool = True
     """Whether the kernel has IPv6 at all."""
+    gateways: frozenset[IPAddress] = frozenset()
+    """Next hops of the default routes."""
+    onlink: tuple[IPNetwork, ...] = ()
+    """Prefixes that the external interface reaches without a gateway."""
+    registry: frozenset[IPAddress] = frozenset()
+    """Addresses of the etcd endpoints, as far as they were given as such."""
 
 
 @dataclass(frozen=True, slots=True)
