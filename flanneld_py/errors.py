@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class FlanneldError(Exception):
     """Any failure we can explain. `str()` is one line for a person: what, the value, what to do."""
+
+    exit_code: ClassVar[int] = 70
+    """Of a daemon that it ends: sysexits.h, or 2 as for every wrong command line."""
 
 
 class UsageError(FlanneldError):
     """The command line or environment is wrong. Exit 2."""
 
+    exit_code = 2
+
 
 class HostError(FlanneldError):
     """This host lacks something and a restart does not cure it. Exit 78."""
 
+    exit_code = 78
+
 
 class HostNotReady(HostError):
     """This host lacks something that it may get any moment, such as an address by DHCP. Wait for it."""
+
+
+class Unsupported(HostError):
+    """This kernel cannot do what the network config asks for."""
 
 
 class ConfigError(FlanneldError):
@@ -29,6 +42,8 @@ class RecordError(FlanneldError):
 
 class RegistryError(FlanneldError):
     """etcd could not answer. Nothing may be concluded about what is stored there."""
+
+    exit_code = 78
 
 
 class Unreachable(RegistryError):
@@ -49,6 +64,12 @@ class Replaced(Compacted):
 
 class LeaseGone(RegistryError):
     """The etcd lease a key was to be attached to has ended: grant a new one. Nothing was written."""
+
+
+class LeaseLost(FlanneldError):
+    """Our subnet is another host's, and the operator wants the process to end then. Exit 75: EX_TEMPFAIL."""
+
+    exit_code = 75
 
 
 class KernelError(FlanneldError):

@@ -83,6 +83,10 @@ class NetworkConfig:
     def networks(self) -> tuple[IPNetwork, ...]:
         return tuple(r.network for r in self.ranges.values())
 
+    @property
+    def families(self) -> tuple[Family, ...]:
+        return tuple(family for family, _ in self.ranges.items())
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -153,6 +157,9 @@ class Record:
     create_revision: int = 0
     mod_revision: int = 0
     etcd_lease: int = 0
+    since_revision: int = field(default=0, compare=False)
+    """mod_revision of the first put that we know to have said the same; 0: as `mod_revision`. A Go node
+    writes its record anew at each renewal, and is none the younger for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +173,8 @@ class Snapshot:
     """Key → why it was left out."""
     epoch: int = 0
     """Grows when etcd lost the history known before: it was wiped, or restored from a backup."""
+    unreadable: int = field(default=0, compare=False)
+    """Revision of the last write of something unreadable, or of its end, as far as we have seen; 0: none."""
 
 
 # --- host -----------------------------------------------------------------------------------------
@@ -191,10 +200,20 @@ class LinkFacts:
     mtu: int
     mac: str
     up: bool
+    carrier: bool = True
+    """Whether its lower layer carries anything (IFF_LOWER_UP)."""
     kind: str = ""
     """`vxlan`, `veth`, `bridge`, … or empty for hardware and loopback."""
     alias: str = ""
     addresses: tuple[AddressFacts, ...] = ()
+
+
+class Way(NamedTuple):
+    """How the kernel sends packets to some address."""
+
+    dev: str
+    source: IPAddress | None
+    """The address they would bear."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +229,10 @@ class HostFacts:
     """Next hops of the default routes of the main table."""
     onlink: Mapping[str, tuple[IPNetwork, ...]] = field(default_factory=dict)
     """Device → the prefixes that main-table routes reach through it without a gateway."""
+    default_devices_besides: PerFamily[tuple[str, ...]] = field(default_factory=PerFamily)
+    """The other devices of that default route, where it has several."""
+    ways: Mapping[IPAddress, Way] = field(default_factory=dict)
+    """Of the addresses asked about those that are reached → how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +246,8 @@ class External:
     public: PerFamily[IPAddress]
     """The addresses published to the peers."""
     mac: str = ""
+    how: str = field(default="", compare=False)
+    """What chose it: `--iface eth0`, `the default route`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +269,12 @@ class Host:
     """Next hops of the default routes."""
     onlink: tuple[IPNetwork, ...] = ()
     """Prefixes that the external interface reaches without a gateway."""
+    bad_checksums: bool = False
+    """Whether packets with a wrong UDP checksum keep arriving."""
     registry: frozenset[IPAddress] = frozenset()
     """Addresses of the etcd endpoints, as far as they were given as such."""
+    mac_seed: str = ""
+    """Random; a VTEP MAC is made from it when another host has the one made from the node id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +342,10 @@ class State:
     """(device, address) → MAC, permanent."""
     nexthops: Mapping[NextHop, bool] = field(default_factory=dict)
     routes: Mapping[IPNetwork, Route] = field(default_factory=dict)
+    blackholes: Mapping[IPNetwork, bool] = field(default_factory=dict)
+    """Destination → True: in table main, at a metric at which every other route is better."""
+    offloads: Mapping[str, bool] = field(default_factory=dict)
+    """Device → whether checksums of what it sends are left to the device below it."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Path → text."""
 
@@ -321,7 +354,18 @@ class State:
         return table
 
 
-Table: TypeAlias = Literal["links", "sysctls", "addrs", "fdb", "neighs", "nexthops", "routes", "files"]
+Table: TypeAlias = Literal[
+    "links",
+    "sysctls",
+    "offloads",
+    "addrs",
+    "fdb",
+    "neighs",
+    "nexthops",
+    "routes",
+    "blackholes",
+    "files",
+]
 Verb: TypeAlias = Literal["set", "del"]
 
 
@@ -353,5 +397,7 @@ class Scope:
     """Subnet of a known record → gateways under which Go flannel would have left its route."""
     sysctls: frozenset[str] = frozenset()
     files: frozenset[str] = frozenset()
+    offloads: frozenset[str] = frozenset()
+    """Devices whose checksum offload is ours to say."""
     devices: frozenset[str] = frozenset()
     """Names of the wanted devices: what Go flannel left under another name is not adopted."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 
+from flanneld_py.backends.alloc import Alloc
 from flanneld_py.backends.base import Backend
 from flanneld_py.backends.hostgw import HostGw
 from flanneld_py.backends.vxlan import Vxlan
@@ -13,6 +15,7 @@ from flanneld_py.model import NetworkConfig
 BACKENDS: Mapping[str, Callable[[NetworkConfig], Backend]] = {
     "vxlan": Vxlan.from_config,
     "host-gw": HostGw.from_config,
+    "alloc": Alloc.from_config,
 }
 
 
@@ -24,13 +27,16 @@ def backend_of(config: NetworkConfig) -> Backend:
     """
     make = BACKENDS.get(config.backend_type)
     if make is None:
-        known = " or ".join(sorted(BACKENDS))
+        *others, last = sorted(BACKENDS)
+        known = f"{', '.join(others)} or {last}"
         if config.backend_type == "udp" and not config.backend_options:
             raise ConfigError(
                 f'Backend is udp, or absent, which means udp: this version has {known}; set "Backend": '
                 f'{{"Type": "vxlan"}}, for example'
             )
+        nearest = difflib.get_close_matches(config.backend_type, BACKENDS, n=1)
         raise ConfigError(
-            f"Backend.Type {config.backend_type!r}: not a backend of this version; one of {known}"
+            f'Backend.Type "{config.backend_type}": expected a backend of this version, {known}'
+            + (f"; did you mean {nearest[0]}?" if nearest else "; correct it")
         )
     return make(config)

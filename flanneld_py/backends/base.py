@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Protocol
 
-from flanneld_py.model import Host, IPAddress, PerFamily, Record, State
+from flanneld_py.core.configkeys import Key
+from flanneld_py.model import Host, IPAddress, NextHop, PerFamily, Record, Route, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,14 @@ class Backend(Protocol):
     def type(self) -> str:
         """The name in the config's `Backend.Type`, and in records that publish one."""
 
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """What may stand in the config's `Backend` beside its type."""
+
+    @property
+    def watches_checksums(self) -> bool:
+        """Whether `Host.bad_checksums` matters to it."""
+
     def mtu(self, host: Host) -> int:
         """FLANNEL_MTU: the largest packet, in bytes, a container may send into the overlay."""
 
@@ -40,3 +49,19 @@ class Backend(Protocol):
 
     def desired(self, own: Record, peers: Sequence[Record], host: Host) -> State:
         """The kernel state for these peers, all of which are of this backend and none of which is `own`."""
+
+
+def options_of(backend: Backend) -> dict[str, Any]:
+    """Its options by field name, defaults filled in."""
+    if not is_dataclass(backend):
+        return {}
+    return {
+        option.name: getattr(backend, option.name)
+        for option in fields(backend)
+        if option.name not in ("type", "families")
+    }
+
+
+def direct_route(host: Host, public: IPAddress) -> Route:
+    """A plain route to a peer on a network that the external interface is connected to."""
+    return Route(NextHop(host.external.name, public, onlink=False))

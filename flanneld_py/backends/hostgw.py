@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from flanneld_py.backends.base import Published
+from flanneld_py.backends.base import Published, direct_route
+from flanneld_py.core.configkeys import Key
 from flanneld_py.errors import HostError
-from flanneld_py.model import Host, IPNetwork, NetworkConfig, NextHop, Record, Route, State
-
-KEYS = ()
+from flanneld_py.model import Host, IPNetwork, NetworkConfig, Record, Route, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +21,24 @@ class HostGw:
     def from_config(cls, config: NetworkConfig) -> HostGw:  # noqa: ARG003 - one signature for all backends
         return cls()
 
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        return ()
+
+    @property
+    def watches_checksums(self) -> bool:
+        return False
+
     def mtu(self, host: Host) -> int:
         return host.external.mtu
 
     def published(self, host: Host, own: Record | None, taken: Collection[str] = ()) -> Published:  # noqa: ARG002 - see Backend
         for family, public in host.external.public.items():
             if public != host.external.addresses.get(family):
+                flag = "--public-ip" if family == 4 else "--public-ipv6"
                 raise HostError(
-                    f"--public-ip {public}: backend host-gw routes to the host's own address, but "
-                    f"{host.external.name} does not have it; use vxlan behind NAT, or drop --public-ip"
+                    f"{flag} {public}: backend host-gw routes to the host's own address, but "
+                    f"{host.external.name} does not have it; use vxlan behind NAT, or drop {flag}"
                 )
         return Published(backend_type=self.type, public_ips=host.external.public)
 
@@ -40,5 +48,5 @@ class HostGw:
             for family, subnet in peer.subnets.items():
                 via = peer.public_ips.get(family)
                 if via is not None and own.subnets.get(family) is not None:
-                    routes[subnet] = Route(NextHop(host.external.name, via, onlink=False))
+                    routes[subnet] = direct_route(host, via)
         return State(routes=routes)

@@ -2,18 +2,20 @@
 
 A packet to a peer's subnet takes the route `subnet via <subnet base> dev flannel.1 onlink`; the neighbour
 entry for that base gives the peer's VTEP MAC, and the FDB entry for the MAC gives the underlay address to
-encapsulate to (RFC 7348).
+encapsulate to (RFC 7348). With DirectRouting a peer on a network that the external interface is connected to
+gets a plain route via its own address instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_interface
 from itertools import chain, count
 
-from flanneld_py.backends.base import Published
+from flanneld_py.backends.base import Published, direct_route
 from flanneld_py.core import options
+from flanneld_py.core.configkeys import Key
 from flanneld_py.core.nodeid import vtep_mac
 from flanneld_py.core.ownership import link_alias
 from flanneld_py.errors import ConfigError
@@ -38,7 +40,20 @@ IPV6_MIN_MTU = 1280
 """A device with less has no IPv6, nor its sysctls (RFC 8200, section 5; addrconf_notify of net/ipv6)."""
 KERNEL_PORT = 8472
 """The kernel's default (drivers/net/vxlan, vxlan_port), from before IANA assigned 4789."""
-KEYS = ("VNI", "Port", "MTU", "GBP", "Learning", "DirectRouting")
+KEYS = (
+    Key("VNI", "1", "VXLAN network identifier: 1 to 9999999, with IPv6 to 9999; devices are `flannel.<VNI>`"),
+    Key("Port", "8472", "UDP port; 0 is the default, too"),
+    Key("MTU", "0", "what to assume below the overlay, 576 (IPv6: 1280) to 65535; 0: the interface's own"),
+    Key("GBP", "false", "carry group based policy marks"),
+    Key("Learning", "false", "let the kernel learn addresses from packets"),
+    Key("DirectRouting", "false", "plain routes to hosts on a network that this host is part of"),
+    Key(
+        "TxChecksum",
+        '"auto"',
+        "`on`, `off`, or `auto`: leave checksums to the hardware until bad ones are counted",
+    ),
+)
+CHECKSUMS = ("auto", "on", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +67,10 @@ class Vxlan:
     """The MTU to assume of the external interface, if lower than its own; 0: its own."""
     gbp: bool = False
     learning: bool = False
+    direct_routing: bool = False
+    """Whether hosts on one network exchange packets without the tunnel."""
+    tx_checksum: str = "auto"
+    """Whether the devices leave checksums to the hardware; auto: as the kernel has it, until it does harm."""
     type: str = field(default="vxlan", init=False)
 
     @classmethod
@@ -62,9 +81,7 @@ class Vxlan:
             ConfigError: an option has the wrong type or lies out of range.
         """
         given = config.backend_options
-        families = tuple(family for family, _ in config.ranges.items())
-        if options.boolean(given, "DirectRouting", default=False):
-            raise ConfigError("Backend.DirectRouting true: not supported in this version; remove it")
+        families = config.families
         return cls(
             families=families,
             # flannel-v6.<VNI> must fit the kernel's 15 characters of an interface name.
@@ -73,7 +90,17 @@ class Vxlan:
             external_mtu=options.mtu(given, families),
             gbp=options.boolean(given, "GBP", default=False),
             learning=options.boolean(given, "Learning", default=False),
+            direct_routing=options.boolean(given, "DirectRouting", default=False),
+            tx_checksum=options.one_of(given, "TxChecksum", "auto", CHECKSUMS),
         )
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        return KEYS
+
+    @property
+    def watches_checksums(self) -> bool:
+        return self.tx_checksum == "auto"
 
     def device(self, family: Family) -> str:
         return f"flannel.{self.vni}" if family == 4 else f"flannel-v6.{self.vni}"
@@ -98,12 +125,33 @@ class Vxlan:
         )
 
     def desired(self, own: Record, peers: Sequence[Record], host: Host) -> State:
-        links: dict[str, Link] = {}
-        sysctls: dict[str, str] = {}
-        addrs = {}
         fdb: dict[tuple[str, str], IPAddress] = {}
         neighs: dict[tuple[str, IPAddress], str] = {}
         routes: dict[IPNetwork, Route] = {}
+        connected = host.onlink if self.direct_routing else ()
+        for family in self.families:
+            dev = self.device(family)
+            for peer in peers if own.subnets.get(family) is not None else ():
+                target, mac = peer.subnets.get(family), peer.vtep_macs.get(family)
+                public = peer.public_ips.get(family)
+                if target is None or mac is None or public is None:
+                    continue
+                if any(public in network for network in connected):
+                    routes[target] = direct_route(host, public)
+                    continue
+                via = target.network_address
+                fdb[dev, mac] = public
+                neighs[dev, via] = mac
+                routes[target] = Route(NextHop(dev, via, onlink=True))
+        return replace(self._devices(own, host), fdb=fdb, neighs=neighs, routes=routes)
+
+    def _devices(self, own: Record, host: Host) -> State:
+        """What stands without peers as well."""
+        links: dict[str, Link] = {}
+        sysctls: dict[str, str] = {}
+        offloads: dict[str, bool] = {}
+        addrs = {}
+        offload = self._offload(host)
         for family, subnet in own.subnets.items():
             dev = self.device(family)
             links[dev] = self._link(own, host, family)
@@ -111,16 +159,15 @@ class Vxlan:
             if host.ipv6 and self.device_mtu(host, family) >= IPV6_MIN_MTU:
                 # A router advertisement inside the overlay must not give the host a default route.
                 sysctls[f"net/ipv6/conf/{dev}/accept_ra"] = "0"
-            for peer in peers:
-                target, mac = peer.subnets.get(family), peer.vtep_macs.get(family)
-                public = peer.public_ips.get(family)
-                if target is None or mac is None or public is None:
-                    continue
-                via = target.network_address
-                fdb[dev, mac] = public
-                neighs[dev, via] = mac
-                routes[target] = Route(NextHop(dev, via, onlink=True))
-        return State(links=links, sysctls=sysctls, addrs=addrs, fdb=fdb, neighs=neighs, routes=routes)
+            if offload is not None:
+                offloads[dev] = offload
+        return State(links=links, sysctls=sysctls, offloads=offloads, addrs=addrs)
+
+    def _offload(self, host: Host) -> bool | None:
+        """What checksum offload shall be; None: as the kernel and others have it."""
+        if self.tx_checksum == "auto":
+            return False if host.bad_checksums else None
+        return self.tx_checksum == "on"
 
     def _link(self, own: Record, host: Host, family: Family) -> VxlanLink:
         local = host.external.addresses.get(family)
@@ -142,8 +189,9 @@ class Vxlan:
         )
 
     def _mac(self, host: Host, own: Record | None, family: Family, taken: Collection[str] = ()) -> str:
-        """What peers know already, else what the device has, else a stable one made from our identity."""
+        """What peers know, else what the device has, else one made from our identity, else a random one."""
         dev = self.device(family)
         known = (own.vtep_macs.get(family) if own else None, host.macs.get(dev))
-        made = (vtep_mac(host.node_id, host.prefix, dev, salt) for salt in count())
-        return next(mac for mac in chain(known, made) if mac and mac not in taken)
+        made = vtep_mac(host.node_id, host.prefix, dev)
+        others = (vtep_mac(host.mac_seed or host.node_id, host.prefix, dev, salt) for salt in count(1))
+        return next(mac for mac in chain((*known, made), others) if mac and mac not in taken)

@@ -15,6 +15,8 @@ NOUNS: dict[Table, str] = {
     "neighs": "neighbour",
     "nexthops": "nexthop",
     "routes": "route",
+    "blackholes": "blackhole route",
+    "offloads": "checksum offload",
     "files": "file",
 }
 
@@ -50,6 +52,8 @@ _ROWS: dict[Table, Callable[[Any, Any], tuple[str, str]]] = {
     "neighs": lambda key, mac: (f"{key[1]} dev {key[0]}", f"lladdr {mac}" if mac else ""),
     "nexthops": lambda hop, _: (_hop(hop), ""),
     "routes": lambda subnet, route: (str(subnet), _hop(route.nexthop) if route else ""),
+    "blackholes": lambda subnet, _: (str(subnet), ""),
+    "offloads": lambda dev, on: (f"dev {dev}", "" if on is None else "on" if on else "off"),
     "files": lambda path, _: (path, ""),
 }
 """Of each table: the row's name, and with a value what it shall be."""

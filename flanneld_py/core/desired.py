@@ -15,6 +15,8 @@ def desired(
     peers: Sequence[Record],
     host: Host,
     subnet_file: tuple[str, str],
+    *,
+    blackhole: bool = False,
 ) -> State:
     """All rows of all tables for this host.
 
@@ -24,12 +26,14 @@ def desired(
         peers: the admitted records of the others.
         host: this host.
         subnet_file: path and text of subnet.env.
+        blackhole: whether packets to addresses of our own subnet that no pod has end here.
     """
     state = backend(own, peers, host)
     # An IPv6 route carries its gateway inline; only IPv4's fib_info hash needs nexthop objects.
     nexthops = {route.nexthop: True for subnet, route in state.routes.items() if subnet.version == 4}
+    blackholes = dict.fromkeys(own.subnets.values() if blackhole else (), True)
     path, text = subnet_file
-    return replace(state, nexthops=nexthops, files={path: text})
+    return replace(state, nexthops=nexthops, blackholes=blackholes, files={path: text})
 
 
 def subnet_env(config: NetworkConfig, own: Record, mtu: int, *, ipmasq: bool) -> str:

@@ -1,10 +1,10 @@
 """The difference of two States, in an order in which every prefix is safe.
 
 Safe means: no route whose neighbour or FDB entry is missing, nothing removed before its replacement
-stands. That fixes the order. *Set* goes links, sysctls, addresses, FDB, neighbours, nexthops, routes,
-files: a neighbour that changes its MAC must find the new MAC's FDB entry in place. *Delete* is the
-reverse, links last. A link that must be recreated, or that a wanted one cannot stand beside, goes first:
-the kernel refuses two vxlan devices of one VNI and port.
+stands. That fixes the order. *Set* goes links, sysctls, offloads, addresses, FDB, neighbours, nexthops,
+routes, blackholes, files: a neighbour that changes its MAC must find the new MAC's FDB entry in place.
+*Delete* is the reverse, links last. A link that must be recreated, or that a wanted one cannot stand beside,
+goes first: the kernel refuses two vxlan devices of one VNI and port.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from flanneld_py.model import Link, NextHop, Op, Route, State, Table
 SET_ORDER: tuple[Table, ...] = (
     "links",
     "sysctls",
+    "offloads",
     "addrs",
     "fdb",
     "neighs",
     "nexthops",
     "routes",
+    "blackholes",
     "files",
 )
 DELETE_ORDER: tuple[Table, ...] = tuple(reversed(SET_ORDER))
@@ -71,6 +73,7 @@ def without_devices(state: State, names: set[str]) -> State:
         state,
         links={name: link for name, link in state.links.items() if name not in names},
         sysctls={p: v for p, v in state.sysctls.items() if names.isdisjoint(p.split("/"))},
+        offloads={dev: v for dev, v in state.offloads.items() if dev not in names},
         addrs={key: v for key, v in state.addrs.items() if key[0] not in names},
         fdb={key: v for key, v in state.fdb.items() if key[0] not in names},
         neighs={key: v for key, v in state.neighs.items() if key[0] not in names},
@@ -112,6 +115,8 @@ def referents(op: Op, want: State) -> Iterator[tuple[Table, Any]]:
         yield "links", op.key.dev
     elif op.table == "routes":
         yield from _route_referents(op.value, want)
+    elif op.table == "offloads":
+        yield "links", op.key
     elif op.table == "sysctls":
         yield from (("links", name) for name in op.key.split("/") if name in want.links)
     elif op.table == "files":

@@ -10,24 +10,27 @@ import errno
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from flanneld_py.drivers import rtmessages as rt
+from flanneld_py.drivers.hostroutes import look_up, read_main
 from flanneld_py.drivers.links import (
     Device,
     OwnDevices,
     device_name,
     number,
     read_addresses,
-    read_default_device,
     read_devices,
 )
 from flanneld_py.drivers.netlink import HEADER, NLM_F_ACK, Failure, NetlinkSocket
+from flanneld_py.errors import Unsupported
 from flanneld_py.model import (
     FAMILIES,
     HostFacts,
+    IPAddress,
     IPInterface,
     LinkFacts,
     Op,
@@ -43,6 +46,8 @@ IFLA_VXLAN_ID, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 3, 4,
 IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_GBP = 15, 17, 23
 IFA_F_NODAD = 0x02
 PROC_IPV6 = Path("/proc/sys/net/ipv6")
+IPV6_MIN_MTU = 1280
+"""A device with less has no IPv6 (RFC 8200, section 5; addrconf_notify of net/ipv6)."""
 GO_FLANNEL_NAME = re.compile(r"flannel(-v6)?\.\d+")
 FIRST_INDEX = 1 << 24
 """Above the interface indexes that the kernel gives out by itself, counting up from 1."""
@@ -56,8 +61,11 @@ class Request(NamedTuple):
     arguments: dict[str, Any]
 
 
-def read_host() -> HostFacts:
-    """Links with their addresses, and the devices of the default routes, as they are now.
+def read_host(asked: Collection[IPAddress] = ()) -> HostFacts:
+    """Links with their addresses, and the routes that matter to the choice of one, as they are now.
+
+    Args:
+        asked: addresses to which the way is to be found.
 
     Raises:
         KernelError: the kernel did not answer.
@@ -74,16 +82,27 @@ def read_host() -> HostFacts:
                 mtu=device.mtu,
                 mac=device.mac,
                 up=device.up,
+                carrier=device.carrier,
                 kind=device.kind,
                 alias=device.alias,
                 addresses=tuple(addresses.get(device.index, ())),
             )
             for device in devices
         ]
-        defaults = [read_default_device(netlink, family, names) for family in FAMILIES]
+        routes = [read_main(netlink, family, names) for family in FAMILIES]
+        ways = {address: way for address in asked if (way := look_up(netlink, address)) is not None}
     finally:
         netlink.close()
-    return HostFacts(tuple(links), PerFamily(*defaults), ipv6=PROC_IPV6.exists())
+    devices_onlink = dict.fromkeys(chain(*(main.onlink for main in routes)))
+    return HostFacts(
+        links=tuple(links),
+        default_devices=PerFamily(*(next(iter(main.default), None) for main in routes)),
+        default_devices_besides=PerFamily(*(main.default[1:] or None for main in routes)),
+        ipv6=PROC_IPV6.exists(),
+        gateways=frozenset().union(*(main.gateways for main in routes)),
+        onlink={dev: tuple(chain(*(main.onlink[dev] for main in routes))) for dev in devices_onlink},
+        ways=ways,
+    )
 
 
 class KernelLinks:
@@ -188,6 +207,11 @@ class KernelLinks:
             Request("link", "set", {"index": index, "ifalias": want.alias}),
         )
         if refused is not None:
+            if refused.code == errno.EOPNOTSUPP:
+                raise Unsupported(
+                    f"cannot create {name}: {refused.reason}: this kernel has no vxlan; install its module "
+                    f"vxlan (CONFIG_VXLAN), or set the config's Backend.Type to host-gw"
+                )
             return f"cannot create {name}: {_explain(refused, want)}{self._holder(refused, want)}"
         if unmarked is not None:
             self._send(Request("link", "del", {"index": index}))
@@ -248,6 +272,13 @@ class KernelLinks:
         (refused,) = self._send(Request("addr", "add" if op.verb == "set" else "del", arguments))
         if refused is None or refused.code in already:
             return None
+        if address.version == 6 and op.verb == "set":
+            small = [d for d in read_devices(self._netlink) if d.name == dev and d.mtu < IPV6_MIN_MTU]
+            if small:
+                return (
+                    f"{dev} has MTU {small[0].mtu}, and IPv6 needs {IPV6_MIN_MTU}: raise the MTU of its "
+                    f"underlying device, or Backend.MTU, to {IPV6_MIN_MTU + 70}"
+                )
         return f"cannot {op.verb} address {address} on {dev}: {refused.reason}"
 
     def _send(self, *requests: Request) -> list[Failure | None]:
@@ -299,7 +330,7 @@ def _changes(have: VxlanLink, want: VxlanLink) -> dict[str, dict[str, Any]]:
 
 def _explain(refused: Failure, want: VxlanLink, what: str = "") -> str:
     if refused.code == errno.EOPNOTSUPP:
-        return f"{refused.reason}; this kernel has no vxlan, or cannot change it so"
+        return f"{refused.reason}; this kernel cannot change it so"
     if refused.code == errno.EINVAL and what == "MTU":
         overhead = 50 if want.local.version == 4 else 70
         return f"{refused.reason}; expected at most the MTU of {want.dev} less {overhead}, not {want.mtu}"

@@ -30,7 +30,7 @@ from flanneld_py.drivers.netlink import (
     open_socket,
 )
 from flanneld_py.errors import KernelError
-from flanneld_py.model import ROUTE_PROTOCOL, Scope, State
+from flanneld_py.model import ROUTE_PROTOCOL, IPAddress, Scope, State
 
 GROUPS = {
     "RTNLGRP_LINK": 1,
@@ -60,7 +60,10 @@ class Heard:
     ours: bool = False
     """A neighbour, FDB entry, nexthop or route that may be ours was touched by somebody else."""
     host: bool = False
-    """Links, addresses or default routes changed: host facts are worth reading again."""
+    """Links, addresses, default routes, or routes without gateway on a device below ours changed.
+
+    Host facts are worth reading again.
+    """
 
 
 NOTHING = Heard()
@@ -92,6 +95,8 @@ class Followed:
 
     want: State = field(default_factory=State)
     names: frozenset[str] = frozenset()
+    underlying: frozenset[str] = frozenset()
+    """Devices that carry our packets and are not ours."""
     inside: rt.Inside = field(default_factory=lambda: rt.Inside(()))
     nexthop_ids: range = range(0)
 
@@ -111,6 +116,7 @@ class Monitor:
     def __init__(self, ignore_ports: Iterable[int] = ()) -> None:
         self.ignore_ports = frozenset(ignore_ports)
         self._followed = Followed()
+        self._asked: frozenset[bytes] = frozenset()
         self._socket = open_socket()
         for group in GROUPS.values():
             self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
@@ -144,7 +150,13 @@ class Monitor:
         it, so this is how our own writes are known.
         """
         inside, ids = rt.Inside(scope.networks), nexthop_ids(scope.prefix)
-        self._followed = Followed(want, frozenset(want.links), inside, ids)
+        names = frozenset(want.links)
+        below = {link.dev for link in want.links.values()} | {r.nexthop.dev for r in want.routes.values()}
+        self._followed = Followed(want, names, frozenset(below - names), inside, ids)
+
+    def ask(self, addresses: Iterable[IPAddress]) -> None:
+        """Say to which addresses the way matters: a route that leads there is news of the host."""
+        self._asked = frozenset(address.packed for address in addresses)
 
     def wait(self, timeout: float | None) -> Heard | None:
         """Wait until something concerns us; None after `timeout` seconds, `interrupt` or `close`."""
@@ -261,10 +273,14 @@ class Monitor:
         _, length, _, _, table, protocol, _, _, flags = header
         if table != rt.RT_TABLE_MAIN or flags & rt.RTM_F_CLONED:
             return
-        if length == 0:
+        if length == 0 or (self._asked and self._leads_there(heard, length)):
             pending.host = True
-        elif not pending.ours:
-            found = attributes(heard.datagram, heard.start + rt.RTMSG.size, heard.end)
+        if length == 0 or (pending.host and pending.ours):
+            return
+        found = attributes(heard.datagram, heard.start + rt.RTMSG.size, heard.end)
+        if rt.RTA_GATEWAY not in found and self._name(number(found.get(rt.RTA_OIF))) in followed.underlying:
+            pending.host = True  # what can be reached there without a gateway
+        if not pending.ours:
             base = found.get(rt.RTA_DST, b"")
             # One who puts his route in the place of ours is heard of by his route only. At a wanted
             # destination one may come beside ours, or one that keeps ours away may go.
@@ -273,6 +289,11 @@ class Monitor:
                 or bool(heard.flags & NLM_F_REPLACE)
                 or rt.network(base, length) in followed.want.routes
             )
+
+    def _leads_there(self, heard: Notification, length: int) -> bool:
+        found = attributes(heard.datagram, heard.start + rt.RTMSG.size, heard.end)
+        there = rt.Inside((rt.network(found.get(rt.RTA_DST, b""), length),))
+        return any(there.address(packed) for packed in self._asked)
 
     def _nexthop(self, pending: _Pending, followed: Followed, heard: Notification) -> None:
         """By the id alone: who replaces one of ours writes his protocol into it."""

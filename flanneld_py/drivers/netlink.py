@@ -186,6 +186,27 @@ class NetlinkSocket:
                 return rows
         raise KernelError(f"cannot read {what} from the kernel: they kept changing while being read")
 
+    def ask(self, kind: int, body: bytes) -> Row | Failure:
+        """The one answer to a request that is no dump (RTM_GETROUTE for one destination).
+
+        Raises:
+            KernelError: the kernel said nothing.
+        """
+        self._sequence = self._sequence + 1 & 0xFFFF_FFFF
+        request = message(kind, 0, body)
+        try:
+            self._socket.send(request[:SEQUENCE_OFFSET] + U32.pack(self._sequence) + request[12:])
+            while True:
+                datagram = self._socket.recv(RECEIVE_SIZE)
+                for answer, flags, sequence, _, start, end in messages(datagram):
+                    if sequence != self._sequence:
+                        continue
+                    if answer != NLMSG_ERROR:
+                        return datagram, start, end
+                    return error_of(datagram, flags, start, end) or failure(errno.ENOMSG)
+        except OSError as error:
+            raise KernelError(f"the kernel does not answer: {error.strerror}") from error
+
     def _receive_dump(self) -> tuple[list[Row], Failure | None, bool]:
         rows: list[Row] = []
         all_flags = 0

@@ -53,7 +53,7 @@ RTMSG = struct.Struct("=BBBBBBBBI")
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH, RTA_NH_ID = 1, 4, 5, 6, 9, 30
 RT_TABLE_MAIN = 254
 RT_SCOPE_UNIVERSE, RT_SCOPE_NOWHERE = 0, 255
-RTN_UNICAST = 1
+RTN_UNICAST, RTN_LOCAL, RTN_BLACKHOLE = 1, 2, 6
 RTNH_F_DEAD, RTNH_F_ONLINK, RTNH_F_LINKDOWN = 1, 4, 16
 RTPROT_KERNEL, RTPROT_BOOT, RTPROT_STATIC = 2, 3, 4
 PROTOCOLS = {
@@ -73,6 +73,11 @@ PROTOCOLS = {
 }
 """RTPROT_* of linux/rtnetlink.h, as `ip route` calls them; left out are those that no route bears."""
 RTM_F_CLONED = 0x200
+BLACKHOLE_METRIC = 0x7FFF_FFFF
+"""Of our blackhole routes: every other route to the same destination is better, such as a bridge's own.
+
+At metric 0, where flannel puts them, they would compete with it.
+"""
 NO_ROUTES = (errno.ENOENT, errno.EOPNOTSUPP)
 """Errors of a dump: table main is made with its first route; a kernel may be without IPv6."""
 METRIC: dict[int, int] = {4: 0, 6: 1024}
@@ -94,6 +99,10 @@ _NEIGHBOUR: dict[int, struct.Struct] = {
 }
 _ROUTE4 = struct.Struct("=IHHII BBBBBBBBI HH4s HHI")
 _ROUTE6 = struct.Struct("=IHHII BBBBBBBBI HH16s HHI HH16s")
+_BLACKHOLE: dict[int, struct.Struct] = {
+    4: struct.Struct("=IHHII BBBBBBBBI HH4s HHI"),
+    6: struct.Struct("=IHHII BBBBBBBBI HH16s HHI"),
+}
 _NEXTHOP: dict[int, struct.Struct] = {
     4: struct.Struct("=IHHII BBBxI HHI HHI HH4s"),
     6: struct.Struct("=IHHII BBBxI HHI HHI HH16s"),
@@ -224,6 +233,18 @@ def set_route6(
         socket.AF_INET6, destination.prefixlen, 0, 0,
         RT_TABLE_MAIN, protocol, RT_SCOPE_UNIVERSE, RTN_UNICAST, RTNH_F_ONLINK if onlink else 0,
         20, RTA_DST, destination.network_address.packed, 8, RTA_OIF, index, 20, RTA_GATEWAY, via.packed,
+    )  # fmt: skip
+
+
+def set_blackhole(destination: IPNetwork, protocol: int) -> bytes:
+    """A route that drops packets, at a metric of its own; refused if one stands there."""
+    packed = destination.network_address.packed
+    size = len(packed)
+    return _BLACKHOLE[destination.version].pack(
+        40 + size, RTM_NEWROUTE, _NEW_FLAGS, 0, 0,
+        AF[destination.version], destination.prefixlen, 0, 0,
+        RT_TABLE_MAIN, protocol, RT_SCOPE_UNIVERSE, RTN_BLACKHOLE, 0,
+        4 + size, RTA_DST, packed, 8, RTA_PRIORITY, BLACKHOLE_METRIC,
     )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from flanneld_py.drivers.links import (
     read_main_routes,
 )
 from flanneld_py.drivers.netlink import U32, Failure, NetlinkSocket, attribute, attributes
+from flanneld_py.drivers.refusals import explain
 from flanneld_py.errors import KernelError
 from flanneld_py.model import (
     FAMILIES,
@@ -183,9 +184,11 @@ class RtnetlinkTables:
         } - self._held
         foreign = self._foreign_routes(refused) if refused else {}
         return {
-            place: _conflict(ops[place].key, foreign[ops[place].key]) if ops[place].key in foreign else reason
-            for place, (code, reason) in failures.items()
-            if ops[place].verb == "set" or code not in ALREADY_GONE
+            place: _conflict(ops[place].key, foreign[ops[place].key])
+            if ops[place].key in foreign
+            else explain(ops[place], refused_so)
+            for place, refused_so in failures.items()
+            if ops[place].verb == "set" or refused_so.code not in ALREADY_GONE
         }
 
     def _learn(self, ops: Sequence[Op], errors: dict[int, str]) -> None:
@@ -296,7 +299,7 @@ class RtnetlinkTables:
             route
             for family in FAMILIES
             for route in self._main_routes(family, ROUTE_PROTOCOL)
-            if route.index_of_dev not in others
+            if route.index_of_dev not in others and not route.is_blackhole
         ]
         within = [route for route in found if inside.network(route.base, route.length)]
         used = {route.nexthop for route in within}

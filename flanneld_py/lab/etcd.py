@@ -20,6 +20,8 @@ from flanneld_py.lab.waiting import CommandFailed, LabError, wait_for
 from flanneld_py.lab.workspace import Workspace
 
 DEFAULT_PREFIX = "/coreos.com/network"
+METRICS_PORT = 2381
+"""Of health and metrics, in clear text for whoever is on the machine itself."""
 _RECEIVED = re.compile(r'grpc_server_msg_received_total\{grpc_method="(\w+)",grpc_service="[\w.]*\.(\w+)"')
 _HTTP_GET = """
 import socket, sys
@@ -63,24 +65,42 @@ def find_binary(name: str) -> str:
 class EtcdServer:
     """etcd with one member on 192.0.2.254:2379, [2001:db8::fe]:2379 and the underlay's 127.0.0.1:2379."""
 
-    endpoint = f"http://{ipv4(ROUTER)}:2379"
-
     def __init__(self, workspace: Workspace, namespace: Namespace, prefix: str = DEFAULT_PREFIX) -> None:
         self.namespace = namespace
         self.prefix = prefix
         self.data_directory = workspace.fast_directory / "etcd"
+        self.scheme = "http"
+        """Or https, once `server_flags` name certificates."""
+        self.server_flags: tuple[str, ...] = ()
+        """In addition, from its next start on."""
+        self.client_flags: tuple[str, ...] = ()
+        """What etcdctl needs to be let in."""
         self._in_memory = workspace.in_memory
         self._binary = find_binary("etcd")
         self._etcdctl = find_binary("etcdctl")
         self._process: Process | None = None
 
+    @property
+    def endpoint(self) -> str:
+        """Where the hosts find it; several with commas between them."""
+        return f"{self.scheme}://{ipv4(ROUTER)}:2379"
+
+    @property
+    def endpoint6(self) -> str:
+        return f"{self.scheme}://[{ipv6(ROUTER)}]:2379"
+
+    @property
+    def _local_endpoint(self) -> str:
+        return f"{self.scheme}://127.0.0.1:2379"
+
     def _command(self) -> list[str]:
-        listen = f"http://127.0.0.1:2379,{self.endpoint},http://[{ipv6(ROUTER)}]:2379"
+        listen = f"{self._local_endpoint},{self.endpoint},{self.endpoint6}"
         command = [
             self._binary,
             f"--data-dir={self.data_directory}",
             f"--listen-client-urls={listen}",
             f"--advertise-client-urls={self.endpoint}",
+            f"--listen-metrics-urls=http://127.0.0.1:{METRICS_PORT}",
             "--listen-peer-urls=http://127.0.0.1:2380",
             "--initial-advertise-peer-urls=http://127.0.0.1:2380",
             "--initial-cluster=default=http://127.0.0.1:2380",
@@ -89,6 +109,7 @@ class EtcdServer:
             "--election-timeout=100",
             "--logger=zap",
             "--log-level=warn",
+            *self.server_flags,
         ]
         # From 3.5 on; in memory it would make no difference.
         if not self._in_memory and "--unsafe-no-fsync" in self.namespace.run([self._binary, "--help"]):
@@ -122,7 +143,7 @@ class EtcdServer:
             if not process.running:
                 raise LabError(f"etcd ended: {process.output()[-2000:]}")
             try:
-                return http_get(self.namespace, "127.0.0.1", 2379, "/health")
+                return http_get(self.namespace, "127.0.0.1", METRICS_PORT, "/health")
             except CommandFailed as failure:
                 return str(failure)
 
@@ -146,7 +167,7 @@ class EtcdServer:
 
     def ctl(self, *args: str, text: str = "", timeout: float = 20) -> str:
         """Standard output of `etcdctl …`; raises CommandFailed."""
-        command = [self._etcdctl, "--endpoints=http://127.0.0.1:2379", *args]
+        command = [self._etcdctl, f"--endpoints={self._local_endpoint}", *self.client_flags, *args]
         return self.namespace.run(command, env={"ETCDCTL_API": "3"}, text=text, timeout=timeout)
 
     def ctl_json(self, *args: str) -> dict[str, Any]:
@@ -167,7 +188,7 @@ class EtcdServer:
 
     def metrics(self) -> str:
         """What etcd exports, in Prometheus' text format."""
-        return http_get(self.namespace, "127.0.0.1", 2379, "/metrics")
+        return http_get(self.namespace, "127.0.0.1", METRICS_PORT, "/metrics")
 
     def requests(self) -> Counter[str]:
         """Messages received since start by method, such as `KV/Range`; two of them can be subtracted."""

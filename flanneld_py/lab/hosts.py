@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 import shutil
@@ -13,7 +14,7 @@ from flanneld_py.lab.daemon import Daemon
 from flanneld_py.lab.etcd import EtcdServer
 from flanneld_py.lab.netns import Namespace
 from flanneld_py.lab.notify import NotifySocket
-from flanneld_py.lab.underlay import HOST_SYSCTLS, Underlay, ipv4, ipv6
+from flanneld_py.lab.underlay import BOTH, HOST_SYSCTLS, Underlay, ipv4, ipv6
 from flanneld_py.lab.waiting import LabError
 from flanneld_py.lab.workspace import Workspace
 
@@ -30,15 +31,17 @@ class Pod(Namespace):
     ) -> None:
         super().__init__(host.workspace, f"{host.name}-pod{number}")
         self.addresses = [gateway.ip + number for gateway in gateways]
-        self.port = f"pod{number}"
+        self.port = f"{host.pod_port}{number}"
         # 0a:58 and the IPv4 address, as CNI does it: a new pod under an old address has the old MAC.
-        mac = f"0a:58:{int(self.addresses[0]) & 0xFFFFFFFF:08x}"
+        # For IPv6 not 0a:58, as the end of its address may be a host's number, and so the bridge's MAC.
+        kind = {4: "0a:58", 6: "0a:59"}[self.addresses[0].version]
+        mac = f"{kind}:{int(self.addresses[0]) & 0xFFFFFFFF:08x}"
         mac = mac[:6] + ":".join(mac[6:][i : i + 2] for i in range(0, 8, 2))
         host.ip_batch(
             [
                 f"link add {self.port} mtu {mtu} type veth peer name eth0 address {mac} mtu {mtu} "
                 f"netns {self.holder_pid}",
-                f"link set {self.port} master cni0 up",
+                f"link set {self.port} master {host.pod_bridge} up",
             ]
         )
         self.sysctl(HOST_SYSCTLS)
@@ -66,11 +69,21 @@ class Host(Namespace):
         underlay: Underlay,
         etcd: EtcdServer,
         notify: NotifySocket,
+        segment: int = 0,
+        families: Sequence[int] = BOTH,
     ) -> None:
         if not _NAME.fullmatch(name):
             raise LabError(f"host name {name!r} is not 1 to 12 lower-case letters, digits and dashes")
         super().__init__(workspace, name)
         self.number = number
+        self.segment = segment
+        self.families = tuple(families)
+        self.interface = "eth0"
+        """The one in the underlay, as it is called now."""
+        self.iface = "eth0"
+        """For --iface; empty: without it."""
+        self.pod_bridge, self.pod_port = "cni0", "pod"
+        """The bridge of the pods, and how the names of its ports begin."""
         self.underlay = underlay
         self.etcd = etcd
         self.notify = notify
@@ -82,17 +95,38 @@ class Host(Namespace):
         self.node_id = hashlib.sha256(name.encode()).hexdigest()[:32]
         self.daemons: list[Daemon] = []
         self.pods: list[Pod] = []
-        underlay.attach(self, number)
+        self.others: list[Host] = []
+        """The same machine in other overlays."""
+        self._attach()
+
+    def beside(self, name: str) -> Host:
+        """The same machine in another overlay: below another prefix, with daemons, files and pods of its own.
+
+        As a machine (reboot, close) it is this one.
+        """
+        other = copy.copy(self)
+        other.etcd = copy.copy(self.etcd)
+        other.etcd.prefix = other.prefix = f"{self.prefix}/{name}"
+        other.directory = self.directory / name
+        other.run_directory, other.state_directory = other.directory / "run", other.directory / "state"
+        other.run_directory.mkdir(parents=True)
+        other.pod_bridge, other.pod_port = f"cni-{name}", f"{name}-pod"
+        other.daemons, other.pods, other.others = [], [], []
+        self.others.append(other)
+        return other
+
+    def _attach(self) -> None:
+        self.underlay.attach(self, self.number, self.segment, self.families)
 
     @property
     def address(self) -> str:
-        """IPv4 in the underlay."""
-        return ipv4(self.number)
+        """IPv4 in the underlay, which a host without IPv4 does not have."""
+        return ipv4(self.number, self.segment)
 
     @property
     def address6(self) -> str:
-        """IPv6 in the underlay."""
-        return ipv6(self.number)
+        """IPv6 in the underlay, which a host without IPv6 does not have."""
+        return ipv6(self.number, self.segment)
 
     @property
     def subnet_file(self) -> Path:
@@ -109,13 +143,14 @@ class Host(Namespace):
     @property
     def flags(self) -> list[str]:
         """What every daemon of this host is started with."""
+        endpoint = self.etcd.endpoint if 4 in self.families else self.etcd.endpoint6
         return [
-            f"--etcd-endpoints={self.etcd.endpoint}",
+            f"--etcd-endpoints={endpoint}",
             f"--etcd-prefix={self.prefix}",
             f"--subnet-file={self.subnet_file}",
             f"--state-dir={self.state_directory}",
             f"--node-id={self.node_id}",
-            "--iface=eth0",
+            *([f"--iface={self.iface}"] if self.iface else []),
         ]
 
     def start_daemon(
@@ -170,9 +205,11 @@ class Host(Namespace):
         mtu = int(variables["FLANNEL_MTU"])
         if not self.pods:
             # A MAC of its own: otherwise it changes with the ports.
-            create = f"link add cni0 address 0a:58:00:00:00:{self.number:02x} mtu {mtu} type bridge"
-            addresses = [f"address add {gateway} dev cni0" for gateway in gateways]
-            self.ip_batch([create, *addresses, "link set cni0 up"])
+            create = (
+                f"link add {self.pod_bridge} address 0a:58:00:00:00:{self.number:02x} mtu {mtu} type bridge"
+            )
+            addresses = [f"address add {gateway} dev {self.pod_bridge}" for gateway in gateways]
+            self.ip_batch([create, *addresses, f"link set {self.pod_bridge} up"])
         new = [Pod(self, len(self.pods) + n + 1, gateways, mtu) for n in range(count)]
         self.pods.extend(new)
         return new
@@ -181,7 +218,7 @@ class Host(Namespace):
         """Remove all pods and the bridge, as a drained node would."""
         if self.pods:
             ports = [f"link delete {pod.port}" for pod in self.pods]
-            self.ip_batch([*ports, "link delete cni0"])
+            self.ip_batch([*ports, f"link delete {self.pod_bridge}"])
         for pod in self.pods:
             pod.close()
         self.pods.clear()
@@ -199,14 +236,15 @@ class Host(Namespace):
         shutil.rmtree(self.run_directory)
         self.run_directory.mkdir()
         self._hold()
-        self.underlay.attach(self, self.number)
+        self._attach()
 
     def close(self) -> None:
         """Kill the daemon, remove pods and veths, let go of the namespace; the files stay."""
-        for daemon in self.daemons:
-            daemon.kill()
-        for pod in self.pods:
-            pod.close()
-        self.pods.clear()
+        for overlay in (self, *self.others):
+            for daemon in overlay.daemons:
+                daemon.kill()
+            for pod in overlay.pods:
+                pod.close()
+            overlay.pods.clear()
         self.underlay.detach(self)
         super().close()

@@ -1,4 +1,4 @@
-"""What the demo puts into etcd for each backend, and what it then expects to see. All backends are here."""
+"""What the demo puts into etcd for each backend that carries packets, and what it then expects to see."""
 
 from __future__ import annotations
 

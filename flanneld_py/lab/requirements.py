@@ -24,6 +24,7 @@ _PACKAGES = {
     "strace": "strace",
     "tcpdump": "tcpdump",
     "iperf3": "iperf3",
+    "ethtool": "ethtool",
 }
 """Command → Debian package."""
 _ALWAYS = ("setpriv", "nsenter", "unshare", "stdbuf", "sysctl", "ip", "bridge", "ping")
@@ -34,7 +35,7 @@ def obstacle(commands: Collection[str] = (), links: Collection[str] = ()) -> str
     """Why there can be no lab here, in one line with the remedy; None when there can.
 
     Args:
-        commands: needed besides those of every lab: nft, strace, tcpdump, iperf3.
+        commands: needed besides those of every lab: nft, strace, tcpdump, iperf3, ethtool.
         links: kinds of devices needed besides veth and bridge, as `ip link add` wants them:
             `vxlan id 1 dstport 0`.
     """

@@ -13,7 +13,7 @@ from flanneld_py.lab.etcd import DEFAULT_PREFIX, EtcdServer
 from flanneld_py.lab.hosts import Host
 from flanneld_py.lab.notify import NotifySocket
 from flanneld_py.lab.process import command_line, marked
-from flanneld_py.lab.underlay import Underlay
+from flanneld_py.lab.underlay import BOTH, Underlay
 from flanneld_py.lab.waiting import LabError
 from flanneld_py.lab.workspace import Workspace
 
@@ -41,20 +41,38 @@ class Lab:
     ) -> None:
         self.close()
 
-    def add_host(self, name: str, number: int | None = None) -> Host:
-        """A new host at 192.0.2.<number>; the next free number when not given."""
+    def add_host(
+        self, name: str, number: int | None = None, *, segment: int = 0, families: Sequence[int] = BOTH
+    ) -> Host:
+        """A new host at 192.0.2.<number>; the next free number when not given.
+
+        Args:
+            name: of the host.
+            number: of its addresses.
+            segment: of the underlay, 0 or 1; on the second one it is 198.51.100.<number>.
+            families: the IP versions it has.
+        """
         taken = {host.number for host in self.hosts}
         if number is None:
             number = next(n for n in range(1, 255) if n not in taken)
         if number in taken or name in {host.name for host in self.hosts}:
             raise LabError(f"there is a host {name!r} or a host number {number} already")
-        host = Host(self.workspace, name, number, underlay=self.underlay, etcd=self.etcd, notify=self.notify)
+        host = Host(
+            self.workspace,
+            name,
+            number,
+            underlay=self.underlay,
+            etcd=self.etcd,
+            notify=self.notify,
+            segment=segment,
+            families=families,
+        )
         self.hosts.append(host)
         return host
 
-    def add_hosts(self, *names: str) -> list[Host]:
+    def add_hosts(self, *names: str, families: Sequence[int] = BOTH) -> list[Host]:
         """Several, for `a, b = lab.add_hosts("a", "b")`."""
-        return [self.add_host(name) for name in names]
+        return [self.add_host(name, families=families) for name in names]
 
     def start_daemons(self, args: Sequence[str] = (), timeout: float = 20) -> None:
         """Start the daemon of every host at once, wait until all are ready, and start a pod on each."""

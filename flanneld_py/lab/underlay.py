@@ -1,4 +1,4 @@
-"""The network between the hosts: one bridge in a namespace of its own."""
+"""The network between the hosts: two segments, each a bridge, with a router between them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from flanneld_py.lab.workspace import Workspace
 
 ROUTER = 254
 """Host number of the underlay itself: default gateway of the hosts and address of etcd."""
+SEGMENTS = (0, 1)
+"""The hosts are on the first one unless told otherwise."""
+BOTH = (4, 6)
+"""IP versions."""
 HOST_SYSCTLS = {
     "net.ipv4.ip_forward": 1,
     "net.ipv6.conf.all.forwarding": 1,
@@ -18,68 +22,82 @@ HOST_SYSCTLS = {
     # Duplicate address detection takes seconds in which an address does not answer.
     "net.ipv6.conf.all.accept_dad": 0,
     "net.ipv6.conf.default.accept_dad": 0,
+    "net.ipv6.conf.eth0.accept_dad": 0,
 }
 
 
-def ipv4(number: int) -> str:
-    """Address of host `number` (TEST-NET-1, RFC 5737)."""
-    return f"192.0.2.{number}"
+def ipv4(number: int, segment: int = 0) -> str:
+    """Address of host `number` (TEST-NET-1 and TEST-NET-2, RFC 5737)."""
+    return f"{('192.0.2', '198.51.100')[segment]}.{number}"
 
 
-def ipv6(number: int) -> str:
+def ipv6(number: int, segment: int = 0) -> str:
     """Address of host `number` (RFC 3849)."""
-    return f"2001:db8::{number:x}"
+    return f"2001:db8:{('', '0:1:')[segment]}:{number:x}"
 
 
-def mac(number: int) -> str:
+def mac(number: int, segment: int = 0) -> str:
     """Of eth0 of host `number`: the same in every lab, so that nobody's neighbour cache is ever wrong."""
-    return f"02:00:c0:00:02:{number:02x}"
+    return f"02:00:c0:00:{2 + segment:02x}:{number:02x}"
 
 
 class Underlay(Namespace):
-    """Bridge br0 with 192.0.2.254/24 and 2001:db8::fe/64; hosts hang on it by veth pairs."""
+    """Bridges br0 (192.0.2.254/24, 2001:db8::fe/64) and br1 (198.51.100.254/24, 2001:db8:0:1::fe/64).
+
+    Hosts hang on them by veth pairs, and the namespace routes between the two.
+    """
 
     def __init__(self, workspace: Workspace, mtu: int = 1500) -> None:
         super().__init__(workspace, "underlay")
         self.mtu = mtu
         # br_netfilter would send bridged frames through iptables as well (docs.kernel.org bridge, sysctl).
         self.sysctl(HOST_SYSCTLS | {"net.bridge.bridge-nf-call-iptables": 0})
-        self.ip_batch(
-            [
-                "link set lo up",
-                f"link add br0 address {mac(ROUTER)} mtu {mtu} type bridge mcast_snooping 0",
-                f"address add {ipv4(ROUTER)}/24 dev br0",
-                f"address add {ipv6(ROUTER)}/64 dev br0 nodad",
-                "link set br0 up",
-            ]
-        )
+        self.ip_batch(["link set lo up"])
+        for segment in SEGMENTS:
+            bridge = f"br{segment}"
+            self.ip_batch(
+                [
+                    f"link add {bridge} address {mac(ROUTER, segment)} mtu {mtu} "
+                    f"type bridge mcast_snooping 0",
+                    f"address add {ipv4(ROUTER, segment)}/24 dev {bridge}",
+                    f"address add {ipv6(ROUTER, segment)}/64 dev {bridge} nodad",
+                    f"link set {bridge} up",
+                ]
+            )
 
     @staticmethod
     def port(name: str) -> str:
         """The bridge port of host `name`."""
         return f"to-{name}"
 
-    def attach(self, host: Namespace, number: int) -> None:
-        """Give a namespace eth0 with the addresses of `number` and default routes via br0."""
+    def attach(self, host: Namespace, number: int, segment: int = 0, families: Sequence[int] = BOTH) -> None:
+        """Give a namespace eth0 with the addresses of `number` and default routes via the segment's bridge.
+
+        Args:
+            host: the namespace.
+            number: 1 to 253.
+            segment: one of SEGMENTS.
+            families: the IP versions it gets addresses of.
+        """
         if not 1 <= number < ROUTER:
             raise LabError(f"host number {number} of {host.name} is not in 1..{ROUTER - 1}")
         port = self.port(host.name)
         self.ip_batch(
             [
-                f"link add {port} mtu {self.mtu} type veth peer name eth0 address {mac(number)} "
+                f"link add {port} mtu {self.mtu} type veth peer name eth0 address {mac(number, segment)} "
                 f"mtu {self.mtu} netns {host.holder_pid}",
-                f"link set {port} master br0 up",
+                f"link set {port} master br{segment} up",
             ]
         )
         host.sysctl(HOST_SYSCTLS)
+        addresses = {4: f"{ipv4(number, segment)}/24", 6: f"{ipv6(number, segment)}/64 nodad"}
+        routers = {4: ipv4(ROUTER, segment), 6: ipv6(ROUTER, segment)}
         host.ip_batch(
             [
                 "link set lo up",
-                f"address add {ipv4(number)}/24 dev eth0",
-                f"address add {ipv6(number)}/64 dev eth0 nodad",
+                *(f"address add {addresses[family]} dev eth0" for family in families),
                 "link set eth0 up",
-                f"route add default via {ipv4(ROUTER)} dev eth0",
-                f"route add default via {ipv6(ROUTER)} dev eth0",
+                *(f"route add default via {routers[family]} dev eth0" for family in families),
             ]
         )
 

@@ -6,67 +6,115 @@ imports nothing of the product: an error there cannot hide here.
 
 from __future__ import annotations
 
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
 from flanneld_py.lab import wait_for
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flanneld_py.lab import Host
 
 PROTOCOL = "96"
-VXLAN_OVERHEAD = 50
+VXLAN_OVERHEAD = {4: 50, 6: 70}
+PUBLIC = {4: "PublicIP", 6: "PublicIPv6"}
+DATA = {4: "BackendData", 6: "BackendV6Data"}
+NO_IPV4 = "0.0.0.0-0"
+"""In the place of the IPv4 subnet of a key."""
 Rows = dict[str, str]
 """What → how; one dict for all tables, so that a difference reads as a line."""
 
 
+def subnets_of(key: str) -> dict[int, str]:
+    """IP version → subnet, of those the key of a record names."""
+    v4, _, v6 = key.partition("&")
+    halves = {4: "" if v4 == NO_IPV4 else v4, 6: v6}
+    return {family: "/".join(half.rsplit("-", 1)) for family, half in halves.items() if half}
+
+
 def subnet_of(key: str) -> str:
-    return key.split("&", maxsplit=1)[0].replace("-", "/")
+    """The IPv4 subnet, or the only one there is."""
+    return next(iter(subnets_of(key).values()))
 
 
 def own_key(host: Host) -> str:
-    """The key of the host's record, by the address it publishes."""
-    return next(k for k, record in host.etcd.leases().items() if record["PublicIP"] == host.address)
+    """The key of the host's record, by an address it publishes."""
+    ours = {"PublicIP": host.address, "PublicIPv6": host.address6}
+    return next(
+        key
+        for key, record in host.etcd.leases().items()
+        if any(record.get(name) == address for name, address in ours.items())
+    )
 
 
-def expected(host: Host, backend: str, *, device: str = "flannel.1") -> Rows:
-    """The rows that the registry demands of this host."""
+def device_of(family: int, vni: int = 1) -> str:
+    return f"flannel.{vni}" if family == 4 else f"flannel-v6.{vni}"
+
+
+def expected(host: Host, backend: str, *, vni: int = 1, direct: Sequence[str] = ()) -> Rows:
+    """The rows that the registry demands of this host.
+
+    Args:
+        host: the host.
+        backend: host-gw or vxlan.
+        vni: of vxlan.
+        direct: prefixes of the underlay whose hosts vxlan reaches without the tunnel (DirectRouting).
+    """
     records = host.etcd.leases()
     own = own_key(host)
     rows: Rows = {}
     for key, record in records.items():
-        if key == own:
-            continue
-        subnet, public = subnet_of(key), record["PublicIP"]
-        if backend == "host-gw":
-            rows[f"route {subnet}"] = f"via {public} dev eth0 onlink=False proto {PROTOCOL}"
-            rows[f"nexthop {public}"] = "dev eth0 onlink=False"
-            continue
-        base, mac = str(ip_network(subnet).network_address), record["BackendData"]["VtepMAC"]
-        rows[f"route {subnet}"] = f"via {base} dev {device} onlink=True proto {PROTOCOL}"
-        rows[f"nexthop {base}"] = f"dev {device} onlink=True"
-        rows[f"neigh {base}"] = mac
-        rows[f"fdb {mac}"] = public
+        for family in subnets_of(own) if key != own else ():
+            if family in subnets_of(key):
+                subnet, public = subnets_of(key)[family], record[PUBLIC[family]]
+                if backend == "host-gw" or any(_inside(public, prefix) for prefix in direct):
+                    rows |= _direct_rows(subnet, public, host.interface)
+                else:
+                    rows |= _tunnel_rows(subnet, public, record[DATA[family]], device_of(family, vni))
     if backend == "vxlan":
-        base = str(ip_network(subnet_of(own)).network_address)
-        rows[f"address {base}/32"] = device
-        rows[f"link {device}"] = (
-            f"vni={int(device.rpartition('.')[2])} port=8472 dev=eth0 local={host.address} "
-            f"mtu={external_mtu(host) - VXLAN_OVERHEAD} mac={records[own]['BackendData']['VtepMAC']} up=True "
-            f"learning=False"
-        )
+        for family, subnet in subnets_of(own).items():
+            device = device_of(family, vni)
+            base = ip_network(subnet).network_address
+            rows[f"address {base}/{base.max_prefixlen}"] = device
+            local = {4: host.address, 6: host.address6}[family]
+            mac = records[own][DATA[family]]["VtepMAC"]
+            rows[f"link {device}"] = (
+                f"vni={vni} port=8472 dev={host.interface} local={local} "
+                f"mtu={external_mtu(host) - VXLAN_OVERHEAD[family]} mac={mac} up=True learning=False"
+            )
     return rows
 
 
+def _direct_rows(subnet: str, public: str, dev: str) -> Rows:
+    rows = {f"route {subnet}": f"via {public} dev {dev} onlink=False proto {PROTOCOL}"}
+    # IPv6 routes bear their gateway themselves.
+    return rows | ({} if ":" in subnet else {f"nexthop {public}": f"dev {dev} onlink=False"})
+
+
+def _tunnel_rows(subnet: str, public: str, data: dict[str, Any], dev: str) -> Rows:
+    base, mac = str(ip_network(subnet).network_address), data["VtepMAC"]
+    rows = {
+        f"route {subnet}": f"via {base} dev {dev} onlink=True proto {PROTOCOL}",
+        f"neigh {base}": mac,
+        f"fdb {mac}": public,
+    }
+    return rows | ({} if ":" in subnet else {f"nexthop {base}": f"dev {dev} onlink=True"})
+
+
+def _inside(address: str, prefix: str) -> bool:
+    return ip_address(address) in ip_network(prefix)
+
+
 def external_mtu(host: Host) -> int:
-    mtu: int = host.ip("link", "show", "dev", "eth0")[0]["mtu"]
+    mtu: int = host.ip("link", "show", "dev", host.interface)[0]["mtu"]
     return mtu
 
 
-def actual(host: Host, backend: str, *, device: str = "flannel.1") -> Rows:
+def actual(host: Host, backend: str, *, vni: int = 1) -> Rows:
     """The rows of the same kinds that stand in the host's kernel, whoever made them."""
     rows: Rows = {}
-    for route in host.ip("route", "show", "table", "main"):
+    for route in (*_main_routes(host, "-4"), *_main_routes(host, "-6")):
         if "gateway" in route and route["dst"] != "default":
             onlink = "onlink" in route.get("flags", [])
             rows[f"route {route['dst']}"] = (
@@ -75,7 +123,14 @@ def actual(host: Host, backend: str, *, device: str = "flannel.1") -> Rows:
     for hop in host.ip("nexthop", "show"):
         onlink = "onlink" in hop.get("flags", [])
         rows[f"nexthop {hop.get('gateway')}"] = f"dev {hop.get('dev')} onlink={onlink}"
-    return rows | (_vxlan_rows(host, device) if backend == "vxlan" else {})
+    if backend == "vxlan":
+        for family in (4, 6):
+            rows |= _vxlan_rows(host, device_of(family, vni))
+    return rows
+
+
+def _main_routes(host: Host, version: str) -> list[dict[str, Any]]:
+    return host.ip(version, "route", "show", "table", "main")
 
 
 def _vxlan_rows(host: Host, device: str) -> Rows:
@@ -87,7 +142,7 @@ def _vxlan_rows(host: Host, device: str) -> Rows:
             rows |= {
                 f"address {address['local']}/{address['prefixlen']}": device
                 for address in found["addr_info"]
-                if address["family"] == "inet"
+                if address["scope"] == "global"
             }
         for neigh in host.ip("neigh", "show", "dev", device, "nud", "permanent"):
             rows[f"neigh {neigh['dst']}"] = neigh["lladdr"]
@@ -99,24 +154,28 @@ def _vxlan_rows(host: Host, device: str) -> Rows:
 def _link(link: dict[str, Any]) -> str:
     data = link["linkinfo"]["info_data"]
     return (
-        f"vni={data['id']} port={data['port']} dev={data.get('link')} local={data.get('local')} "
-        f"mtu={link['mtu']} mac={link['address']} up={'UP' in link['flags']} learning={data['learning']}"
+        f"vni={data['id']} port={data['port']} dev={data.get('link')} "
+        f"local={data.get('local', data.get('local6'))} mtu={link['mtu']} mac={link['address']} "
+        f"up={'UP' in link['flags']} learning={data['learning']}"
     )
 
 
-def differences(host: Host, backend: str) -> list[str]:
-    """Where kernel and registry disagree, a line each; empty when all is well."""
-    want, have = expected(host, backend), actual(host, backend)
+def differences(host: Host, backend: str, **options: Any) -> list[str]:
+    """Where kernel and registry disagree, a line each; empty when all is well. Options as for `expected`."""
+    vni = {name: value for name, value in options.items() if name == "vni"}
+    want, have = expected(host, backend, **options), actual(host, backend, **vni)
     lines = [f"- {what}: {want[what]}" for what in want if have.get(what) != want[what]]
     lines += [f"+ {what}: {have[what]}" for what in have if have[what] != want.get(what)]
     return lines
 
 
-def wait_in_order(host: Host, backend: str, timeout: float = 5, beside: Rows | None = None) -> None:
+def wait_in_order(
+    host: Host, backend: str, timeout: float = 5, beside: Rows | None = None, **options: Any
+) -> None:
     """Wait until the kernel holds exactly what the registry demands, and the rows `beside` as they are."""
     foreign = {f"+ {what}: {how}" for what, how in (beside or {}).items()}
     wait_for(
-        lambda: differences(host, backend),
+        lambda: differences(host, backend, **options),
         timeout,
         f"the kernel of {host.name} to equal the registry",
         lambda lines: set(lines) == foreign,

@@ -11,7 +11,18 @@ if TYPE_CHECKING:
 
 BACKENDS = ("host-gw", "vxlan")
 NETWORK = "10.5.0.0/16"
-
+NETWORK6 = "fd00:5::/48"
+FAMILIES: dict[str, tuple[int, ...]] = {"ipv4": (4,), "dual-stack": (4, 6), "ipv6": (6,)}
+"""Name → IP versions, of the overlay and of its underlay."""
+MTU = {
+    ("host-gw", "ipv4"): 1500,
+    ("host-gw", "dual-stack"): 1500,
+    ("host-gw", "ipv6"): 1500,
+    ("vxlan", "ipv4"): 1450,
+    ("vxlan", "dual-stack"): 1430,
+    ("vxlan", "ipv6"): 1430,
+}
+"""FLANNEL_MTU over an interface of 1500 bytes: the lowest of the families in use."""
 
 LEASED = {"SubnetMin": "10.5.100.0", "SubnetMax": "10.5.239.0"}
 """What hosts lease from, so that tests have the rest of the Network for subnets of their own choice."""
@@ -20,6 +31,16 @@ LEASED = {"SubnetMin": "10.5.100.0", "SubnetMax": "10.5.239.0"}
 def config(backend: str, **more: Any) -> dict[str, Any]:
     leased = {} if "Network" in more else LEASED
     return {"Network": NETWORK, **leased, "Backend": {"Type": backend}, **more}
+
+
+def family_config(backend: str, families: str, **options: Any) -> dict[str, Any]:
+    """The same for one of FAMILIES, with options of the backend."""
+    fields = config(backend)
+    fields["Backend"] |= options
+    used = FAMILIES[families]
+    if 4 not in used:
+        fields = {"EnableIPv4": False, "Backend": fields["Backend"]}
+    return fields | ({"EnableIPv6": True, "IPv6Network": NETWORK6} if 6 in used else {})
 
 
 def overlay(lab: Lab, backend: str, *names: str) -> list[Host]:

@@ -177,11 +177,18 @@ def test_an_unknown_device_is_an_error_to_set_and_none_to_delete(tables: Rtnetli
         assert errors(tables.apply([Op("del", table, key)])) == []
 
 
-def test_the_kernels_own_words_and_the_rest_of_the_batch(net: Namespace, tables: RtnetlinkTables) -> None:
+def not_on_link(via: object, reason: str = "Nexthop has invalid gateway (ENETUNREACH)") -> str:
+    return (
+        f"next hop {via} is not on-link, as no network of u0 contains it ({reason}): "
+        "connect both hosts to one layer 2 segment, or set Backend.Type to vxlan"
+    )
+
+
+def test_what_the_kernel_refuses_and_the_rest_of_the_batch(net: Namespace, tables: RtnetlinkTables) -> None:
     bad = NextHop("u0", ip_address("203.0.113.9"), onlink=False)
     good = [NextHop(DEV, ip_address(f"10.5.{n}.0"), onlink=True) for n in range(1, 4)]
     outcomes = tables.apply([Op("set", "nexthops", hop, True) for hop in (good[0], bad, *good[1:], bad)])
-    said = "Nexthop has invalid gateway (ENETUNREACH)"
+    said = not_on_link(bad.via)
     assert [outcome.error for outcome in outcomes] == [None, said, None, None, said]
     assert shown(net).nexthops == dict.fromkeys(good, True)
     outcomes = tables.apply(
@@ -194,7 +201,13 @@ def test_the_kernels_own_words_and_the_rest_of_the_batch(net: Namespace, tables:
 def test_many_errors_in_one_batch_are_all_told(tables: RtnetlinkTables) -> None:
     hops = [NextHop("u0", IPv4Address(0xCB007100 + n), onlink=False) for n in range(3000)]
     outcomes = tables.apply([Op("set", "nexthops", hop, True) for hop in hops])
-    assert {outcome.error for outcome in outcomes} == {"Nexthop has invalid gateway (ENETUNREACH)"}
+    assert [outcome.error for outcome in outcomes] == [not_on_link(hop.via) for hop in hops]
+
+
+def test_an_ipv6_gateway_that_is_not_on_link(tables: RtnetlinkTables) -> None:
+    hop = NextHop("u0", ip_address("2001:db8:77::9"), onlink=False)
+    outcomes = tables.apply([Op("set", "routes", ip_network("fd00:5:3::/64"), Route(hop))])
+    assert errors(outcomes) == [not_on_link(hop.via, "No route to host (EHOSTUNREACH)")]
 
 
 def test_a_bad_mac_is_an_error_of_its_row(net: Namespace, tables: RtnetlinkTables) -> None:

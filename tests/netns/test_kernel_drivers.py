@@ -137,6 +137,28 @@ def test_a_link_is_changed_in_place(net: Namespace, links: KernelLinks, change: 
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"mtu": 1300},
+        {"local": ip_address("fd99::3")},
+        {"dev": "v0", "local": ip_address("fd98::1")},
+        {"mac": "02:00:00:00:00:07", "learning": True},
+    ],
+    ids=" ".join,
+)
+def test_a_link_of_ipv6_is_changed_in_place(
+    net: Namespace, links: KernelLinks, change: dict[str, Any]
+) -> None:
+    net.ip("addr add fd99::3/64 dev u0 nodad", "addr add fd98::1/64 dev v0 nodad")
+    outcome(links, "set", "links", DEV6, LINK6)
+    (before,) = net.show("link", "show", "dev", DEV6)
+    for wanted in (replace(LINK6, **change), LINK6):
+        assert outcome(links, "set", "links", DEV6, wanted) is None
+        assert shown(net, DEV6) == wanted
+    assert net.show("link", "show", "dev", DEV6)[0]["ifindex"] == before["ifindex"]
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"vni": 2}, "flannel.1 must be recreated: its vni cannot be changed in place"),

@@ -82,6 +82,7 @@ class FakeKernel:
         self._drop("sysctls", lambda key, _: f"/{name}/" in key)
         for table in ("addrs", "fdb"):
             self._drop(table, lambda key, _: key[0] == name)
+        self._drop("offloads", lambda key, _: key == name)
         self._drop_what_needs_an_up_device(name)
         return None
 
@@ -91,6 +92,9 @@ class FakeKernel:
         self._drop("routes", lambda _, route: route.nexthop.dev == name)
 
     # --- what hangs on links
+
+    def _set_offloads(self, op: Op) -> str | None:
+        return self._put_on_device(op, op.key)
 
     def _set_sysctls(self, op: Op) -> str | None:
         *_, device, _ = op.key.split("/")
@@ -134,6 +138,9 @@ class FakeKernel:
             return "Nexthop id does not exist"
         return self._put_on_device(op, hop.dev, up=True)
 
+    def _set_blackholes(self, op: Op) -> str | None:
+        return self._put(op)
+
     def _set_files(self, op: Op) -> str | None:
         return self._put(op)
 
@@ -141,7 +148,7 @@ class FakeKernel:
         self.tables[op.table].pop(op.key, None)
         return None
 
-    _del_fdb = _del_neighs = _del_routes = _del_files = _del_plainly
+    _del_fdb = _del_neighs = _del_routes = _del_blackholes = _del_offloads = _del_files = _del_plainly
 
     def _put(self, op: Op) -> str | None:
         self.tables[op.table][op.key] = op.value

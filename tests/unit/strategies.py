@@ -49,7 +49,18 @@ SUBNET_LEN: dict[Family, int] = {4: 24, 6: 64}
 UNDERLAY: dict[Family, IPNetwork] = {4: IPv4Network("192.0.2.0/24"), 6: IPv6Network("2001:db8::/64")}
 
 
-TABLES: tuple[Table, ...] = ("links", "sysctls", "addrs", "fdb", "neighs", "nexthops", "routes", "files")
+TABLES: tuple[Table, ...] = (
+    "links",
+    "sysctls",
+    "offloads",
+    "addrs",
+    "fdb",
+    "neighs",
+    "nexthops",
+    "routes",
+    "blackholes",
+    "files",
+)
 
 
 # --- addresses by number --------------------------------------------------------------------------
@@ -83,6 +94,21 @@ FAMILIES: st.SearchStrategy[tuple[Family, ...]] = st.sampled_from(((4,), (6,), (
 
 
 # --- registry -------------------------------------------------------------------------------------
+
+
+def all_subnets() -> st.SearchStrategy[Subnets]:
+    """Of either family or both, of every length that a key can name, anywhere."""
+    v4 = st.builds(
+        lambda base, length: IPv4Network((base >> 32 - length << 32 - length, length)),
+        st.integers(0, 2**32 - 1),
+        st.integers(1, 31),
+    )
+    v6 = st.builds(
+        lambda base, length: IPv6Network((base >> 128 - length << 128 - length, length)),
+        st.integers(0, 2**128 - 1),
+        st.integers(1, 127),
+    )
+    return st.builds(PerFamily, v4, st.none() | v6) | st.builds(PerFamily, st.none(), v6)
 
 
 def config(
@@ -126,6 +152,16 @@ def subnet_ranges(draw: st.DrawFn, most: int = 64) -> SubnetRange:
         subnet_min=_address(family, base + first * step),
         subnet_max=_address(family, base + last * step),
     )
+
+
+def by_enumeration(allowed: SubnetRange, taken: Sequence[IPNetwork]) -> list[IPNetwork]:
+    """Every subnet of the range that overlaps nothing, one by one."""
+    step = 1 << (allowed.network.max_prefixlen - allowed.subnet_len)
+    bases = range(int(allowed.subnet_min), int(allowed.subnet_max) + 1, step)
+    kind = type(allowed.network)
+    candidates: list[IPNetwork] = [kind((base, allowed.subnet_len)) for base in bases]
+    same_family = [net for net in taken if net.version == allowed.network.version]
+    return [c for c in candidates if not any(c.overlaps(net) for net in same_family)]
 
 
 @st.composite
@@ -183,6 +219,7 @@ def clashing_records(draw: st.DrawFn, name: str, families: Sequence[Family] = (4
         vtep_macs=per_family(macs),
         node_id=f"node-{name}",
         create_revision=draw(st.integers(1, 6)),
+        etcd_lease=0x77,
     )
 
 
@@ -269,7 +306,12 @@ def _add_overlay(
 ) -> None:
     tables["links"][dev] = link
     tables["sysctls"][f"net/ipv6/conf/{dev}/accept_ra"] = "0"
+    offload = draw(st.sampled_from((None, None, True, False)))
+    if offload is not None:
+        tables["offloads"][dev] = offload
     own = draw(st.sampled_from((1, 1, 9)))
+    if draw(st.booleans()):
+        tables["blackholes"][subnet(family, own)] = True
     tables["addrs"][dev, ip_interface(subnet(family, own).network_address)] = True
     for peer in draw(_peers(family)):
         target = subnet(family, peer.number)

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from flanneld_py.backends import BACKENDS, backend_of
 from flanneld_py.backends.base import Backend
-from flanneld_py.core.allocate import Keep, Wish, decide_lease
+from flanneld_py.core.allocate import decide_lease
 from flanneld_py.core.desired import desired
+from flanneld_py.core.leasedecision import Keep, Wish
 from flanneld_py.core.plan import plan
 from flanneld_py.core.records import decode, encode, format_key
 from flanneld_py.errors import ConfigError, HostError
@@ -26,6 +27,7 @@ from tests.unit.fake_kernel import FakeKernel
 from tests.unit.strategies import FAMILIES, host, mac, per_family, snapshot_of, subnet, underlay, usual
 
 every_backend = pytest.mark.parametrize("name", sorted(BACKENDS))
+every_backend_with_routes = pytest.mark.parametrize("name", sorted(BACKENDS.keys() - {"alloc"}))
 
 
 def backend(name: str, families: Sequence[Family] = (4,), **options: Any) -> Backend:
@@ -67,7 +69,7 @@ def test_the_order_of_peers_does_not_matter(
     assert one.desired(own, random.sample(peers, count), here) == one.desired(own, peers, here)
 
 
-@every_backend
+@every_backend_with_routes
 @pytest.mark.parametrize("families", [(4,), (6,), (4, 6)], ids=str)
 def test_nothing_leads_to_ourselves(name: str, families: tuple[Family, ...]) -> None:
     one, here, (own, *peers) = network(name, 4, families)
@@ -79,7 +81,7 @@ def test_nothing_leads_to_ourselves(name: str, families: tuple[Family, ...]) -> 
     assert not ours & {route.nexthop.via for route in state.routes.values()}
 
 
-@every_backend
+@every_backend_with_routes
 @pytest.mark.parametrize("families", [(4,), (6,), (4, 6)], ids=str)
 def test_rows_of_a_peer_come_and_go_with_it(name: str, families: tuple[Family, ...]) -> None:
     one, here, (own, first, second) = network(name, 3, families)
@@ -151,7 +153,7 @@ def test_no_packet_grows_beyond_the_interface(name: str, external: int) -> None:
             assert one.mtu(here) <= link.mtu <= external
 
 
-@every_backend
+@every_backend_with_routes
 def test_a_peer_without_our_family_gets_no_rows_of_it(name: str) -> None:
     one, here, (own, _) = network(name, 2, (4,))
     dual = published_record(backend(name, (4, 6)), host(2, (4, 6)), 2, (4, 6))
@@ -169,7 +171,7 @@ def test_the_type_is_the_name(name: str) -> None:
 def test_an_unknown_backend_names_the_known_ones(name: str) -> None:
     with pytest.raises(ConfigError) as error:
         backend(name)
-    assert repr(name) in str(error.value)
+    assert f'Backend.Type "{name}"' in str(error.value)
     assert all(known in str(error.value) for known in BACKENDS)
 
 
@@ -315,7 +317,7 @@ def test_t08_vxlan_defaults() -> None:
         ((4, 6), "VNI", (1, 9_999), (0, 10_000)),
         ((4,), "Port", (0, 1, 65_535), (-1, 65_536)),
         ((4,), "MTU", (0, 576, 65_535), (-1, 1, 575, 65_536)),
-        ((6,), "MTU", (0, 1350), (1, 1349)),
+        ((6,), "MTU", (0, 1280), (1, 1279)),
     ],
 )
 def test_vxlan_bounds(
@@ -345,10 +347,60 @@ def test_vxlan_numbers_are_no_booleans_and_booleans_no_numbers() -> None:
         backend("vxlan", GBP=1)
 
 
-def test_vxlan_direct_routing_is_refused_in_so_many_words() -> None:
-    with pytest.raises(ConfigError, match=r"Backend\.DirectRouting true: not supported"):
-        backend("vxlan", DirectRouting=True)
-    assert backend("vxlan", DirectRouting=False) == backend("vxlan")
+def direct_routing(onlink: Sequence[str], families: Sequence[Family] = (4, 6)) -> State:
+    """What host 1 wants for host 2 when the external interface is connected to these networks."""
+    _, here, (own, peer) = network("vxlan", 2, families)
+    connected = replace(here, onlink=tuple(ip_network(text) for text in onlink))
+    return backend("vxlan", families, DirectRouting=True).desired(own, [peer], connected)
+
+
+def test_vxlan_direct_routing_by_hand() -> None:
+    direct4 = Route(NextHop("eth0", ip_address("192.0.2.2"), onlink=False))
+    direct6 = Route(NextHop("eth0", ip_address("2001:db8::2"), onlink=False))
+    both = direct_routing(["192.0.2.0/24", "2001:db8::/64"])
+    assert both.routes == {ip_network("10.5.2.0/24"): direct4, ip_network("fd00:5:0:2::/64"): direct6}
+    assert (both.fdb, both.neighs) == ({}, {})
+    assert set(both.links) == {"flannel.1", "flannel-v6.1"}, "other peers may need them"
+
+
+@pytest.mark.parametrize("onlink", [(), ("198.51.100.0/24",), ("192.0.2.0/31", "2001:db8::8/125")], ids=str)
+def test_vxlan_direct_routing_to_a_peer_behind_a_router_is_the_tunnel(onlink: tuple[str, ...]) -> None:
+    one, here, (own, peer) = network("vxlan", 2, (4, 6))
+    assert direct_routing(onlink) == one.desired(own, [peer], here)
+
+
+def test_vxlan_direct_routing_is_decided_for_each_family() -> None:
+    state = direct_routing(["2001:db8::/64"])
+    assert state.routes[ip_network("10.5.2.0/24")].nexthop.dev == "flannel.1"
+    assert state.routes[ip_network("fd00:5:0:2::/64")].nexthop.dev == "eth0"
+    assert {dev for dev, _ in (*state.fdb, *state.neighs)} == {"flannel.1"}
+
+
+def test_vxlan_without_direct_routing_always_tunnels() -> None:
+    one, here, (own, peer) = network("vxlan", 2)
+    connected = replace(here, onlink=(ip_network("192.0.2.0/24"),))
+    assert one.desired(own, [peer], connected) == one.desired(own, [peer], here)
+
+
+@pytest.mark.parametrize(
+    ("option", "bad_checksums", "want"),
+    [
+        (None, False, {}),
+        ("auto", False, {}),
+        ("auto", True, {"flannel.1": False, "flannel-v6.1": False}),
+        ("on", True, {"flannel.1": True, "flannel-v6.1": True}),
+        ("off", False, {"flannel.1": False, "flannel-v6.1": False}),
+    ],
+)
+def test_vxlan_tx_checksum(option: str | None, bad_checksums: bool, want: dict[str, bool]) -> None:
+    one, here = backend("vxlan", (4, 6), TxChecksum=option), host(1, (4, 6), bad_checksums=bad_checksums)
+    assert one.desired(published_record(one, here, 1, (4, 6)), [], here).offloads == want
+
+
+@pytest.mark.parametrize("value", [True, "ON", "yes", 1])
+def test_vxlan_tx_checksum_of_a_wrong_value(value: object) -> None:
+    with pytest.raises(ConfigError, match=r'Backend\.TxChecksum .*: expected one of "auto", "on", "off"'):
+        backend("vxlan", TxChecksum=value)
 
 
 def test_vxlan_family_without_an_address_to_tunnel_from() -> None:
@@ -387,3 +439,20 @@ def test_host_gw_behind_nat_is_refused() -> None:
     here = replace(here, external=replace(here.external, public=PerFamily(ip_address("203.0.113.9"))))
     with pytest.raises(HostError, match=r"--public-ip 203\.0\.113\.9: .*eth0 does not have it; use vxlan"):
         backend("host-gw").published(here, None)
+
+
+# --- alloc ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("families", [(4,), (6,), (4, 6)], ids=str)
+def test_alloc_leases_and_wants_nothing_of_the_kernel(families: tuple[Family, ...]) -> None:
+    one, here, (own, *peers) = network("alloc", 3, families)
+    assert one.desired(own, peers, here) == State()
+    assert one.mtu(here) == 1500
+
+
+def test_alloc_record_by_hand() -> None:
+    """As flannel writes it: no BackendType."""
+    assert encode(published_record(backend("alloc"), host(1), 1)) == (
+        '{"PublicIP":"192.0.2.1","PublicIPv6":null,"NodeID":"node-1"}'
+    )

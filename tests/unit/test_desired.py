@@ -239,3 +239,11 @@ def test_inputs_are_the_same_only_as_the_same_objects() -> None:
     assert not same(one, None)
     assert not same(one._replace(snapshot=replace(one.snapshot)), one)
     assert not same(one._replace(host=replace(one.host)), one)
+
+
+def test_a_blackhole_for_each_own_subnet_when_asked_for() -> None:
+    settings = replace(SETTINGS, blackhole=True)
+    one = inputs(record(2, (4, 6)), families=(4, 6))
+    with_it, without = aim(one, settings=settings).state, aim(one).state
+    assert with_it.blackholes == {subnet(4, 1): True, subnet(6, 1): True}
+    assert without == replace(with_it, blackholes={})

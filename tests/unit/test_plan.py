@@ -152,11 +152,11 @@ def vanishing(want: State, have: State) -> set[str]:
 def devices_of(table: str, key: object, value: object) -> tuple[str, ...]:
     """The devices that a row hangs on or is."""
     match table, key, value:
-        case "links", str(name), _:
+        case "links" | "offloads", str(name), _:
             return (name,)
         case "sysctls", str(path), _:
             return (path.split("/")[-2],)
-        case "files", _, _:
+        case "files" | "blackholes", _, _:
             return ()
         case "nexthops", NextHop() as hop, _:
             return (hop.dev,)
@@ -186,11 +186,13 @@ def overlay(peer_mac: str = "02:00:00:00:00:03", public: str = "192.0.2.3", link
     return State(
         links={"flannel.1": link},
         sysctls={"net/ipv6/conf/flannel.1/accept_ra": "0"},
+        offloads={"flannel.1": False},
         addrs={("flannel.1", ip_interface("10.5.1.0/32")): True},
         fdb={("flannel.1", peer_mac): ip_address(public)},
         neighs={("flannel.1", HOP.via): peer_mac},
         nexthops={HOP: True},
         routes={ip_network("10.5.3.0/24"): Route(HOP)},
+        blackholes={ip_network("10.5.1.0/24"): True},
         files={"/run/flannel/subnet.env": "FLANNEL_MTU=1450\n"},
     )
 
@@ -200,12 +202,11 @@ def steps(want: State, have: State) -> list[str]:
 
 
 def test_from_nothing_in_the_order_of_dependence() -> None:
-    tables = ("links", "sysctls", "addrs", "fdb", "neighs", "nexthops", "routes", "files")
-    assert steps(overlay(), State()) == [f"set {table}" for table in tables]
+    assert steps(overlay(), State()) == [f"set {table}" for table in TABLES]
 
 
 def test_to_nothing_the_file_first_and_the_device_takes_its_rows_along() -> None:
-    assert steps(State(), overlay()) == ["del files", "del links"]
+    assert steps(State(), overlay()) == ["del files", "del blackholes", "del links"]
 
 
 def test_a_peers_new_mac_stands_in_the_fdb_before_the_neighbour_points_to_it() -> None:
@@ -238,7 +239,7 @@ def test_own_subnet_changed_the_new_address_comes_before_the_old_one_goes() -> N
 )
 def test_what_the_kernel_cannot_change_is_made_anew(change: dict[str, object]) -> None:
     want = overlay(link=replace(LINK, **change))  # type: ignore[arg-type]
-    again = ["links", "sysctls", "addrs", "fdb", "neighs", "nexthops", "routes"]
+    again = ["links", "sysctls", "offloads", "addrs", "fdb", "neighs", "nexthops", "routes"]
     assert steps(want, overlay()) == ["del links", *(f"set {table}" for table in again)]
 
 
@@ -291,11 +292,13 @@ def test_ops_in_the_words_of_iproute2() -> None:
         "set link flannel.1 type vxlan id 1 dstport 8472 dev eth0 local 192.0.2.1 "
         "mtu 1450 address 02:00:00:00:00:01 up",
         "set sysctl net/ipv6/conf/flannel.1/accept_ra=0",
+        "set checksum offload dev flannel.1 off",
         "set address 10.5.1.0/32 dev flannel.1",
         "set fdb entry 02:00:00:00:00:03 dev flannel.1 dst 192.0.2.3",
         "set neighbour 10.5.3.0 dev flannel.1 lladdr 02:00:00:00:00:03",
         "set nexthop via 10.5.3.0 dev flannel.1 onlink",
         "set route 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink",
+        "set blackhole route 10.5.1.0/24",
         "set file /run/flannel/subnet.env",
     ]
     assert describe(Op("del", "links", "flannel.1")) == "del link flannel.1"
