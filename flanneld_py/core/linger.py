@@ -1,30 +1,24 @@
-"""Peers whose record has vanished stay for a moment: mostly their host claims its subnet again."""
+"""Peers whose record has vanished stay for a moment: mostly their host claims its subnet again.
+
+That is the wipe hold, too: hosts do not die in great numbers at once, but etcd loses its data, or an operator
+deletes too much.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
-from flanneld_py.model import Record, Snapshot
+from flanneld_py.model import IPAddress, Record, Snapshot
 
 RECLAIM_SECONDS = 2.0
 """For a record deleted or expired: its host, if it lives, sees that at the same moment as we do."""
-RETURN_SECONDS = 60.0
-"""For all records when etcd lost its data: each host has to notice and to connect anew."""
-WIPE_SECONDS = 60.0
-"""For many deleted at once: as many hosts claim at once, and hosts do not die in such numbers …"""
+WIPE_GRACE = 60.0
+"""For many at once, and all when etcd lost its data: as many hosts have to notice, connect and claim …"""
 WIPE_LEAST, WIPE_SHARE = 3, 0.2
-"""… that is, more of them than both this number and this share of all …"""
+"""… that is, for more of them than both this number and this share of all …"""
 WIPE_WITHIN = 10.0
 """… in so many seconds."""
-
-
-class Burst(NamedTuple):
-    """Departures in succession, each while one before it is still kept."""
-
-    began: float
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,35 +28,106 @@ class Departed:
     record: Record
     until: float
     """When it ceases to be a peer, on the clock that `departures` was given."""
-    burst: Burst
-    """As it was when this one left."""
+    wiped: bool = False
+    """It left together with many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Departures:
+    """The peers that have left."""
+
+    kept: Mapping[str, Departed] = field(default_factory=dict)
+    """By key: those that stay for a moment."""
+    vanished: Mapping[str, float] = field(default_factory=dict)
+    """Key → when, of all that have left in the last WIPE_WITHIN seconds, back or not."""
+
+    @property
+    def held(self) -> list[str]:
+        """Keys of those that stay because of a wipe."""
+        return [key for key, gone in self.kept.items() if gone.wiped]
+
+    @property
+    def records(self) -> list[Record]:
+        return [gone.record for gone in self.kept.values()]
 
 
 def departures(
-    earlier: Mapping[str, Departed], last: Snapshot | None, fresh: Snapshot, now: float
-) -> dict[str, Departed]:
-    """Key → the peers to keep although `fresh` lacks them, `last` being the snapshot before it.
+    earlier: Departures, last: Snapshot, fresh: Snapshot, own: str, now: float, grace: float
+) -> Departures:
+    """Which peers to keep although `fresh` lacks them, `last` being the snapshot before it.
 
-    One that is in `fresh` is none of them, whoever holds the key now.
+    A peer that is back, under whatever key, is none of them, and none whose key somebody else holds now.
+
+    Args:
+        earlier: what this returned last.
+        last: the snapshot then.
+        fresh: the snapshot now.
+        own: key of our own record, which is no peer's.
+        now: on any clock, in seconds.
+        grace: seconds that peers stay after a wipe; 0: not longer than after any deletion.
     """
-    staying = {key: gone for key, gone in earlier.items() if gone.until > now}
-    departed = {key: gone for key, gone in staying.items() if key not in fresh.records}
-    if last is None or last is fresh:
-        return departed
-    leaving = last.records.keys() - fresh.records.keys()
+    kept = {key: gone for key, gone in earlier.kept.items() if gone.until > now}
+    vanished = {key: at for key, at in earlier.vanished.items() if at > now - WIPE_WITHIN}
+    if last is fresh:
+        return Departures(kept, vanished)
+    kept = {key: kept[key] for key in _still_gone((gone.record for gone in kept.values()), fresh)}
+    leaving = {key: record for key, record in last.records.items() if key not in fresh.records and key != own}
     if not leaving:
-        return departed
-    if last.epoch != fresh.epoch:
-        # Nobody has deleted these: they are no part of a burst.
-        return departed | {k: Departed(last.records[k], now + RETURN_SECONDS, Burst(now, 0)) for k in leaving}
-    before = max(
-        (gone.burst for gone in staying.values() if gone.burst.began > now - WIPE_WITHIN),
-        default=Burst(now, 0),
-        key=lambda burst: burst.size,
-    )
-    burst = Burst(before.began, before.size + len(leaving))
-    seconds = RECLAIM_SECONDS
-    if burst.size > max(WIPE_LEAST, WIPE_SHARE * (len(last.records) + before.size)):
-        seconds = WIPE_SECONDS
-        departed = {k: replace(gone, until=max(gone.until, now + seconds)) for k, gone in departed.items()}
-    return departed | {k: Departed(last.records[k], now + seconds, burst) for k in leaving}
+        return Departures(kept, vanished)
+    wiped = last.epoch != fresh.epoch
+    if not wiped:
+        # What a new etcd lacks nobody has deleted, and does not count when somebody deletes one from it.
+        vanished |= dict.fromkeys(leaving, now)
+        wiped = _is_wipe(len(vanished), len((last.records.keys() | vanished.keys()) - {own}))
+    wiped = wiped and grace > 0
+    until = now + (max(grace, RECLAIM_SECONDS) if wiped else RECLAIM_SECONDS)
+    if wiped:
+        kept = {key: replace(gone, until=max(gone.until, until), wiped=True) for key, gone in kept.items()}
+    stay = _still_gone(leaving.values(), fresh)
+    return Departures(kept | {key: Departed(leaving[key], until, wiped) for key in stay}, vanished)
+
+
+def departures_since(last_run: Snapshot, fresh: Snapshot, own: str, now: float, grace: float) -> Departures:
+    """The same for the first snapshot of a process, `last_run` being the peers that an earlier one had.
+
+    It has gone on without us, so only a wipe keeps them: who has just left alone had the time to return.
+    """
+    others = {key: record for key, record in last_run.records.items() if key != own}
+    leaving = {key: record for key, record in others.items() if key not in fresh.records}
+    lost = last_run.cluster_id != fresh.cluster_id or last_run.revision > fresh.revision
+    if grace <= 0 or not (lost or _is_wipe(len(leaving), len(others))):
+        return Departures()
+    stay = _still_gone(leaving.values(), fresh)
+    return Departures({key: Departed(leaving[key], now + grace, wiped=True) for key in stay})
+
+
+def _is_wipe(gone: int, known: int) -> bool:
+    return gone > max(WIPE_LEAST, WIPE_SHARE * known)
+
+
+def _still_gone(records: Iterable[Record], fresh: Snapshot) -> list[str]:
+    """Keys of those whose key is free and whose host has no other record now."""
+    gone = [record for record in records if record.key not in fresh.records]
+    if not gone:
+        return []
+    living = fresh.records.values()
+    node_ids = {record.node_id for record in living}
+    addresses = _addresses(living)
+    of_nameless = _addresses(record for record in living if not record.node_id)
+    return [
+        record.key
+        for record in gone
+        if not (
+            (record.node_id in node_ids or _has_one_of(record, of_nameless))
+            if record.node_id
+            else _has_one_of(record, addresses)
+        )
+    ]
+
+
+def _addresses(records: Iterable[Record]) -> frozenset[IPAddress]:
+    return frozenset(ip for record in records for ip in record.public_ips.values())
+
+
+def _has_one_of(record: Record, addresses: Collection[IPAddress]) -> bool:
+    return any(ip in addresses for ip in record.public_ips.values())

@@ -1,8 +1,8 @@
 """etcd as the registry: list, watch, guarded writes, leases; with failover, and an end to every call.
 
-The only file that knows etcd3. Used of it: channels with TLS, and the stubs. Not used: its watcher (spins
-while etcd is down and loses the watch at the first error), its authentication (never renews a token), its
-keep-alive and its pages (arguments accepted and ignored).
+Used of the package etcd3: channels with TLS, and the stubs. Not used: its watcher (spins while etcd is down
+and loses the watch at the first error), its authentication (never renews a token), its keep-alive and its
+pages (arguments accepted and ignored).
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from flanneld_py.core.prefix import key_root
-from flanneld_py.drivers import etcdrpc  # takes the place of etcd3's stubs, so it comes before etcd3
+from flanneld_py.drivers import etcdrpc  # silences gRPC, so it comes before grpc
 
 # isort: split
 
-import etcd3
 import grpc
 
+from flanneld_py.drivers import etcdtxn
 from flanneld_py.drivers.etcdanswers import (
     AttemptError,
     LeaseExists,
+    LeaseTime,
     TokenRefused,
     TooLarge,
     entry_of,
@@ -33,12 +34,13 @@ from flanneld_py.drivers.etcdanswers import (
     joined,
     range_end,
 )
-from flanneld_py.drivers.etcdsettings import Endpoint, EtcdSettings, check
+from flanneld_py.drivers.etcdlink import Link
+from flanneld_py.drivers.etcdsettings import EtcdSettings, check, current_password
 from flanneld_py.drivers.etcdwatch import WatchStream
-from flanneld_py.errors import Compacted, LeaseGone, Unreachable
+from flanneld_py.errors import Compacted, LeaseGone, Refused, Unreachable, UsageError
 from flanneld_py.model import Entry, Fingerprint, Listing
 
-__all__ = ["EtcdRegistry", "EtcdSettings", "WatchStream", "Written"]
+__all__ = ["EtcdRegistry", "EtcdSettings", "LeaseTime", "WatchStream", "Written"]
 
 T = TypeVar("T")
 
@@ -49,8 +51,6 @@ LIST_SECONDS = 10.0
 TOTAL_SECONDS = 15.0
 """After this no further endpoint is tried for the same call."""
 PAGE_KEYS = 20_000
-RECEIVE_BYTES = 64 << 20
-"""gRPC's own limit is 4 MiB, less than a listing of ten thousand records may need."""
 
 _LEADER_ONLY = ("hasleader", "true")
 """Metadata by which an etcd member that has lost the leader refuses at once, and ends watches."""
@@ -64,69 +64,6 @@ class Written:
     revision: int
     """Where the key was written, or the guard was checked."""
     entry: Entry | None = None
-
-
-class _Link:
-    """One channel to one endpoint. Given up, it is closed when its last user has left."""
-
-    def __init__(self, endpoint: Endpoint, settings: EtcdSettings) -> None:
-        """Returns at once: gRPC connects with the first call. TLS files are read anew for each link."""
-        self.endpoint = str(endpoint)
-        self._lock = threading.Lock()
-        self._users = 0
-        self._retired = False
-        tls = {}
-        if endpoint.tls:
-            tls["ca_cert"] = settings.trusted_file
-            if settings.cert_file:
-                tls |= {"cert_cert": settings.cert_file, "cert_key": settings.key_file}
-        try:
-            self.client = etcd3.client(endpoint.host, endpoint.port, grpc_options=_channel_options(), **tls)
-        except OSError as error:
-            raise Unreachable(f"etcd {endpoint}: cannot read {error.filename}: {error.strerror}") from None
-
-    def enter(self) -> None:
-        with self._lock:
-            self._users += 1
-
-    def leave(self) -> None:
-        with self._lock:
-            self._users -= 1
-            self._settle()
-
-    def retire(self) -> None:
-        with self._lock:
-            self._retired = True
-            self._settle()
-
-    def close(self) -> None:
-        """End the calls under way, too."""
-        self.client.close()
-
-    def _settle(self) -> None:
-        if self._retired and not self._users:
-            self.client.close()
-
-
-def _channel_options() -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", RECEIVE_BYTES),
-        # Keepalive alone finds a frozen server after 25 s and more; with the ping timeout it is within 9 s.
-        # etcd takes pings more often than every 5 s, or without a call, for abuse and hangs up.
-        ("grpc.keepalive_time_ms", 5500),
-        ("grpc.keepalive_timeout_ms", 3000),
-        ("grpc.http2.ping_timeout_ms", 3000),
-        ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.keepalive_permit_without_calls", 0),
-        # By its name a pause, it is the time allowed for connecting.
-        ("grpc.min_reconnect_backoff_ms", int(ATTEMPT_SECONDS * 1000)),
-        ("grpc.initial_reconnect_backoff_ms", 250),
-        ("grpc.max_reconnect_backoff_ms", 1000),
-        # A new channel is to connect at once: not wait out the pause of the one just given up …
-        ("grpc.use_local_subchannel_pool", 1),
-        # … nor go through a web proxy that the environment happens to name.
-        ("grpc.enable_http_proxy", 0),
-    ]
 
 
 class EtcdRegistry:
@@ -150,7 +87,7 @@ class EtcdRegistry:
         self._root = key_root(settings.prefix).encode(errors="surrogateescape")
         self._lock = threading.Lock()
         self._index = 0
-        self._link: _Link | None = None
+        self._link: Link | None = None
         self._closed = False
         self._token: str | None = None
         """None: to be asked for. Empty: etcd has authentication switched off."""
@@ -202,7 +139,7 @@ class EtcdRegistry:
                 (Replaced) this is another cluster, or an older state of it.
         """
 
-        def open_watch(link: _Link) -> WatchStream:
+        def open_watch(link: Link) -> WatchStream:
             link.enter()
             stream = WatchStream(
                 link.client.channel,
@@ -213,6 +150,7 @@ class EtcdRegistry:
                 metadata=self._metadata(),
                 on_end=link.leave,
                 on_failure=lambda: self._give_up(link),
+                is_outdated=link.is_outdated,
             )
             stream.await_created(cluster_id)
             return stream
@@ -224,14 +162,17 @@ class EtcdRegistry:
         kvs = self._call(lambda client: client.kvstub.Range, request).kvs
         return entry_of(kvs[0], self._root) if kvs else None
 
-    def create(self, key: str, value: str, lease: int) -> Written:
-        """Write a key that is not there.
+    def create(self, key: str, value: str, lease: int, *, unchanged_since: int | None = None) -> Written:
+        """Write a key that is not there; with `unchanged_since` only if no key beside it is newer than that.
 
         Raises:
             LeaseGone: `lease` has ended.
         """
-        absent = etcdrpc.Compare(key=self._name(key), target=etcdrpc.Compare.VERSION, version=0)
-        return self._write(key, absent, value, lease)
+        guards = [etcdtxn.absent(self._name(key))]
+        if unchanged_since is not None:
+            folder = key[: key.rindex("/") + 1]
+            guards.append(etcdtxn.none_newer(self._name(folder), unchanged_since))
+        return self._write(key, guards, value, lease)
 
     def replace(self, key: str, value: str, lease: int, mod_revision: int) -> Written:
         """Write a key that is still as it was at `mod_revision`.
@@ -239,7 +180,22 @@ class EtcdRegistry:
         Raises:
             LeaseGone: `lease` has ended.
         """
-        return self._write(key, self._unchanged(key, mod_revision), value, lease)
+        return self._write(key, [etcdtxn.unchanged(self._name(key), mod_revision)], value, lease)
+
+    def move(self, old: str, mod_revision: int, key: str, value: str, lease: int) -> Written:
+        """Write a key that is not there in the place of another that is still as it was at `mod_revision`.
+
+        Raises:
+            LeaseGone: `lease` has ended.
+        """
+        before = self._name(old)
+        guards = [etcdtxn.unchanged(before, mod_revision), etcdtxn.absent(self._name(key))]
+        return self._write(key, guards, value, lease, etcdtxn.deletion(before))
+
+    def detach(self, key: str, mod_revision: int) -> Written:
+        """Take a key that is still as it was out of its etcd lease: it keeps its value, for ever."""
+        name = self._name(key)
+        return self._transact(name, [etcdtxn.unchanged(name, mod_revision)], etcdtxn.detachment(name))
 
     def put(self, key: str, value: str) -> Written:
         """Write a key whatever is there, without a lease."""
@@ -248,8 +204,8 @@ class EtcdRegistry:
 
     def delete(self, key: str, mod_revision: int) -> Written:
         """Delete a key that is still as it was at `mod_revision`."""
-        operation = etcdrpc.RequestOp(request_delete_range=etcdrpc.DeleteRangeRequest(key=self._name(key)))
-        return self._transact(key, self._unchanged(key, mod_revision), operation)
+        name = self._name(key)
+        return self._transact(name, [etcdtxn.unchanged(name, mod_revision)], etcdtxn.deletion(name))
 
     def grant(self, ttl: int) -> int:
         """A new etcd lease of `ttl` seconds; its id."""
@@ -264,15 +220,23 @@ class EtcdRegistry:
         request = etcdrpc.LeaseKeepAliveRequest(ID=lease)
         return int(self._call(lambda client: client.leasestub.LeaseKeepAlive, request).TTL)
 
-    def time_to_live(self, lease: int) -> int:
-        """Seconds an etcd lease has left; -1 when it has ended."""
-        request = etcdrpc.LeaseTimeToLiveRequest(ID=lease)
-        return int(self._call(lambda client: client.leasestub.LeaseTimeToLive, request).TTL)
+    def time_to_live(self, lease: int, *, keys: bool = False) -> LeaseTime:
+        """What an etcd lease has left of what it was granted, and, if asked for, how many keys hang on it."""
+        request = etcdrpc.LeaseTimeToLiveRequest(ID=lease, keys=keys)
+        reply = self._call(lambda client: client.leasestub.LeaseTimeToLive, request)
+        return LeaseTime(int(reply.TTL), int(reply.grantedTTL), len(reply.keys))
 
     def revoke(self, lease: int) -> None:
         """End an etcd lease and delete the keys attached to it; one that has ended already is no error."""
         with contextlib.suppress(LeaseGone):
             self._call(lambda client: client.leasestub.LeaseRevoke, etcdrpc.LeaseRevokeRequest(ID=lease))
+
+    def reconnect(self) -> None:
+        """Make later calls on a new connection; those under way go on."""
+        with self._lock:
+            link, self._link = self._link, None
+        if link:
+            link.retire()
 
     def close(self) -> None:
         """Take no more calls; those under way, and the watch, end as Unreachable."""
@@ -315,21 +279,18 @@ class EtcdRegistry:
                 return Listing(header.revision, header.cluster_id, tuple(entries))
             key = reply.kvs[-1].key + b"\0"
 
-    def _unchanged(self, key: str, mod_revision: int) -> Any:
-        return etcdrpc.Compare(key=self._name(key), target=etcdrpc.Compare.MOD, mod_revision=mod_revision)
-
-    def _write(self, key: str, guard: Any, value: str, lease: int) -> Written:
-        put = etcdrpc.PutRequest(key=self._name(key), value=value.encode(), lease=lease)
-        written = self._transact(key, guard, etcdrpc.RequestOp(request_put=put))
+    def _write(self, key: str, guards: Sequence[Any], value: str, lease: int, *before: Any) -> Written:
+        name, content = self._name(key), value.encode()
+        written = self._transact(name, guards, *before, etcdtxn.put(name, content, lease))
         there = written.entry
-        if lease and there and (there.value, there.etcd_lease) == (put.value, lease):
+        if lease and there and (there.value, there.etcd_lease) == (content, lease):
             # Nobody else has our lease: this very write arrived before, and its answer was lost.
             return Written(True, there.mod_revision)
         return written
 
-    def _transact(self, key: str, guard: Any, operation: Any) -> Written:
-        look = etcdrpc.RequestOp(request_range=etcdrpc.RangeRequest(key=self._name(key)))
-        request = etcdrpc.TxnRequest(compare=[guard], success=[operation], failure=[look])
+    def _transact(self, name: bytes, guards: Sequence[Any], *operations: Any) -> Written:
+        """What stands at `name` is told when a guard has failed."""
+        request = etcdrpc.TxnRequest(compare=guards, success=operations, failure=[etcdtxn.look(name)])
         reply = self._call(lambda client: client.kvstub.Txn, request)
         found = () if reply.succeeded else reply.responses[0].response_range.kvs
         there = entry_of(found[0], self._root) if found else None
@@ -342,14 +303,14 @@ class EtcdRegistry:
         seconds: float | None = None,
         attempts: int | None = None,
     ) -> Any:
-        def attempt(link: _Link) -> Any:
+        def attempt(link: Link) -> Any:
             return method(link.client)(request, timeout=seconds or ATTEMPT_SECONDS, metadata=self._metadata())
 
         return self._try(attempt, attempts)
 
     # --- endpoints
 
-    def _try(self, attempt: Callable[[_Link], T], attempts: int | None = None) -> T:
+    def _try(self, attempt: Callable[[Link], T], attempts: int | None = None) -> T:
         """Make a call at the endpoint in use, then at the others, then at the first on a new connection."""
         failures: dict[str, AttemptError] = {}
         give_up = time.monotonic() + TOTAL_SECONDS
@@ -379,16 +340,19 @@ class EtcdRegistry:
             left -= 1
         raise joined(failures)
 
-    def _enter(self) -> _Link:
+    def _enter(self) -> Link:
         with self._lock:
             if self._closed:
                 raise Unreachable("etcd: the connection was closed by us")
+            if self._link and self._link.is_outdated():
+                self._link.retire()
+                self._link = None
             if not self._link:
-                self._link = _Link(self._endpoints[self._index], self._settings)
+                self._link = Link(self._endpoints[self._index], self._settings, ATTEMPT_SECONDS)
             self._link.enter()
             return self._link
 
-    def _give_up(self, link: _Link) -> None:
+    def _give_up(self, link: Link) -> None:
         """Let the next call go to the next endpoint, unless another thread has seen to that."""
         with self._lock:
             if self._link is not link:
@@ -397,10 +361,14 @@ class EtcdRegistry:
             self._index = (self._index + 1) % len(self._endpoints)
         link.retire()
 
-    def _log_in(self, link: _Link) -> None:
+    def _log_in(self, link: Link) -> None:
         if not self._settings.username or self._token is not None:
             return
-        request = etcdrpc.AuthenticateRequest(name=self._settings.username, password=self._settings.password)
+        try:
+            password = current_password(self._settings)
+        except UsageError as error:
+            raise AttemptError(Refused, str(error)) from None
+        request = etcdrpc.AuthenticateRequest(name=self._settings.username, password=password)
         try:
             stub = etcdrpc.AuthStub(link.client.channel)
             self._token = stub.Authenticate(request, timeout=ATTEMPT_SECONDS).token

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from flanneld_py.errors import Compacted, LeaseGone, Refused, RegistryError, Replaced, Unreachable
 from flanneld_py.model import Entry
+
+
+class LeaseTime(NamedTuple):
+    """How an etcd lease stands."""
+
+    left: int
+    """Seconds; -1 when it has ended."""
+    granted: int
+    """Seconds that it has just after a renewal; 0 when it has ended."""
+    keys: int = 0
+    """How many hang on it, if that was asked for."""
 
 
 def range_end(root: bytes) -> bytes:
@@ -54,9 +65,17 @@ class AttemptError(Exception):
 _CAUSES: tuple[tuple[str, type[RegistryError], str], ...] = (
     ("^DEADLINE_EXCEEDED", Unreachable, "deadline exceeded: no answer in time"),
     ("^UNAUTHENTICATED (.*)", TokenRefused, "{}"),
-    ("user name is empty", TokenRefused, "wants a user and password (--etcd-username, --etcd-password)"),
+    (
+        "user name is empty",
+        TokenRefused,
+        "wants a user and password (--etcd-username, --etcd-password)",
+    ),
     ("(revision of auth store is old)", TokenRefused, "{}"),
-    ("authentication failed", Refused, "wrong user or password (--etcd-username, --etcd-password)"),
+    (
+        "authentication failed",
+        Refused,
+        "wrong user or password (--etcd-username, --etcd-password)",
+    ),
     ("^PERMISSION_DENIED (.*)", Refused, "{}; see `etcdctl role get`"),
     ("^OUT_OF_RANGE (.*compacted.*)", Compacted, "{}"),
     ("^OUT_OF_RANGE .*future revision", Replaced, "the registry was replaced or restored: list again"),
@@ -65,8 +84,8 @@ _CAUSES: tuple[tuple[str, type[RegistryError], str], ...] = (
     ("^RESOURCE_EXHAUSTED (.*larger than max.*)", TooLarge, "{}"),
     ("(database space exceeded)", Unreachable, "{}: compact, defragment, then `etcdctl alarm disarm`"),
     ("^(?:INVALID_ARGUMENT|FAILED_PRECONDITION) (.*)", RegistryError, "{}"),
-    ("CERTIFICATE_VERIFY_FAILED: ([^:]+)", Refused, "TLS verification failed: {}"),
-    ("CERTIFICATE_VERIFY_FAILED", Refused, "TLS verification failed"),
+    ("CERTIFICATE_VERIFY_FAILED: ([^:]+)", Refused, "TLS verification failed: {} (--etcd-cafile)"),
+    ("CERTIFICATE_VERIFY_FAILED", Refused, "TLS verification failed (--etcd-cafile)"),
     ("Hostname Verification|[Pp]eer name", Refused, "TLS verification failed: certificate of another host"),
     (
         "Unwrap failed|Secure read failed|CERTIFICATE_REQUIRED|ALERT_UNKNOWN_CA|ALERT_BAD_CERTIFICATE",

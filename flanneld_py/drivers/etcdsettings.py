@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import ssl
-from dataclasses import dataclass
+import stat
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from flanneld_py.errors import UsageError
+
+SYSTEM_BUNDLES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/ca-bundle.pem",
+)
+"""Where Debian, Red Hat and SUSE keep the CAs they trust, if OpenSSL names no file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +30,25 @@ class EtcdSettings:
     cert_file: str = ""
     key_file: str = ""
     username: str = ""
-    password: str = ""
+    password: str = field(default="", repr=False)
+    password_file: str = ""
+    """Holds the password; read again whenever a token is asked for."""
 
     @property
     def trusted_file(self) -> str:
         """The CA certificates to trust for https: those given, else the system's."""
-        return self.ca_file or ssl.get_default_verify_paths().cafile or ""
+        bundle = ssl.get_default_verify_paths().cafile
+        return self.ca_file or bundle or next(filter(os.path.exists, SYSTEM_BUNDLES), "")
+
+    @property
+    def tls_files(self) -> dict[str, str]:
+        """Flag → path of what a TLS connection is made with."""
+        files = {
+            "--etcd-cafile": self.trusted_file,
+            "--etcd-certfile": self.cert_file,
+            "--etcd-keyfile": self.key_file,
+        }
+        return {flag: path for flag, path in files.items() if path}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +74,11 @@ def check(settings: EtcdSettings) -> tuple[Endpoint, ...]:
     if not endpoints:
         raise UsageError("--etcd-endpoints: '': expected at least one, such as http://127.0.0.1:2379")
     if bool(settings.cert_file) != bool(settings.key_file):
-        raise UsageError(f"{_certificate_flags(settings)}: expected both or neither")
-    if bool(settings.username) != bool(settings.password):
-        raise UsageError("--etcd-username and --etcd-password: expected both or neither")
+        raise UsageError(
+            f"--etcd-certfile: {settings.cert_file!r}, --etcd-keyfile: {settings.key_file!r}: "
+            "expected both or neither"
+        )
+    _check_credentials(settings)
     plain = [endpoint for endpoint in endpoints if not endpoint.tls]
     if plain and (settings.ca_file or settings.cert_file):
         raise UsageError(
@@ -62,7 +86,7 @@ def check(settings: EtcdSettings) -> tuple[Endpoint, ...]:
             "over http:// they would not be used and everything would go in clear text"
         )
     if len(plain) < len(endpoints):
-        _check_tls_files(settings)
+        check_tls_files(settings)
     return endpoints
 
 
@@ -79,30 +103,101 @@ def _parse_endpoint(text: str) -> Endpoint:
     return Endpoint(f"[{host}]" if ":" in host else host, port, tls=url.scheme == "https")
 
 
-def _certificate_flags(settings: EtcdSettings) -> str:
-    return f"--etcd-certfile: {settings.cert_file!r}, --etcd-keyfile: {settings.key_file!r}"
+# --- user and password ----------------------------------------------------------------------------
 
 
-def _check_tls_files(settings: EtcdSettings) -> None:
-    """Try the files, since gRPC reports unusable ones as nothing but a failed handshake."""
+def _check_credentials(settings: EtcdSettings) -> None:
+    if settings.password and settings.password_file:
+        raise UsageError("--etcd-password and --etcd-password-file: expected one of them")
+    if bool(settings.username) != bool(settings.password or settings.password_file):
+        raise UsageError(
+            "--etcd-username and --etcd-password (or --etcd-password-file): expected both or neither"
+        )
+    for flag, text in (("username", settings.username), ("password", settings.password)):
+        if not _is_utf8(text):
+            raise UsageError(f"--etcd-{flag}: expected text in UTF-8")
+    if settings.password_file:
+        current_password(settings)
+
+
+def current_password(settings: EtcdSettings) -> str:
+    """The password as it is now; what is in the file may have been changed since it was read last.
+
+    Raises:
+        UsageError: the file holds none, or cannot be read.
+    """
+    path = settings.password_file
+    if not path:
+        return settings.password
+    try:
+        # A pipe would give it only once.
+        regular = stat.S_ISREG(Path(path).stat().st_mode)
+        text = Path(path).read_text(encoding="utf-8") if regular else ""
+    except OSError as error:
+        raise UsageError(f"--etcd-password-file: {path!r}: {error.strerror}") from None
+    except ValueError:
+        regular, text = True, ""
+    password = text.removesuffix("\n").removesuffix("\r")
+    if not password or "\n" in password:
+        expected = "a regular file" if not regular else "one line of UTF-8, the password"
+        raise UsageError(f"--etcd-password-file: {path!r}: expected {expected}")
+    return password
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# --- TLS ------------------------------------------------------------------------------------------
+
+
+def check_tls_files(settings: EtcdSettings) -> None:
+    """Try the files, since gRPC reports unusable ones as nothing but a failed handshake.
+
+    Raises:
+        UsageError: what is wrong with which.
+    """
     if not settings.trusted_file:
         raise UsageError("--etcd-cafile: '': expected a file, as this system has no CA certificates itself")
-    given = {"cafile": settings.trusted_file, "certfile": settings.cert_file, "keyfile": settings.key_file}
-    for flag, path in given.items():
+    for flag, path in settings.tls_files.items():
         try:
-            if path:
-                Path(path).read_bytes()
+            Path(path).read_bytes()
         except OSError as error:
-            raise UsageError(f"--etcd-{flag}: {path!r}: {error.strerror}") from None
+            raise UsageError(f"{flag}: {path!r}: {error.strerror}") from None
+    _check_certificates("--etcd-cafile", settings.trusted_file, "PEM certificates")
+    if not settings.cert_file:
+        return
+    _check_certificates("--etcd-certfile", settings.cert_file, "a PEM certificate")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
-        context.load_verify_locations(settings.trusted_file)
-    except ssl.SSLError:
-        raise UsageError(f"--etcd-cafile: {settings.trusted_file!r}: expected PEM certificates") from None
+        context.load_cert_chain(settings.cert_file, settings.key_file, password=lambda: b"")
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            expected = f"the private key that belongs to --etcd-certfile {settings.cert_file!r}"
+        else:
+            expected = "a PEM private key, unencrypted"
+        raise UsageError(f"--etcd-keyfile: {settings.key_file!r}: expected {expected}") from None
+
+
+def _check_certificates(flag: str, path: str, expected: str) -> None:
     try:
-        if settings.cert_file:
-            context.load_cert_chain(settings.cert_file, settings.key_file, password=lambda: b"")
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except ssl.SSLError:
-        raise UsageError(
-            f"{_certificate_flags(settings)}: expected a PEM certificate and its private key, unencrypted"
-        ) from None
+        raise UsageError(f"{flag}: {path!r}: expected {expected}") from None
+
+
+def tls_stamp(settings: EtcdSettings) -> tuple[tuple[int, ...], ...]:
+    """Differs when one of the TLS files is another, or was written to."""
+    return tuple(map(_stamp, settings.tls_files.values()))
+
+
+def _stamp(path: str) -> tuple[int, ...]:
+    try:
+        seen = Path(path).stat()
+    except OSError:
+        return ()
+    return seen.st_dev, seen.st_ino, seen.st_mtime_ns, seen.st_size

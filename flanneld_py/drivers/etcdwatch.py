@@ -28,6 +28,8 @@ PROBE_SECONDS = 60.0
 """A watch is asked for its progress this often, give or take a tenth …"""
 ANSWER_SECONDS = 10.0
 """… and is dead when nothing at all has come within this."""
+LOOK_SECONDS = 5.0
+"""A watch looks this often whether its connection is still made as it should be."""
 
 
 class WatchStream(Iterator[Changes]):
@@ -51,8 +53,12 @@ class WatchStream(Iterator[Changes]):
         metadata: tuple[tuple[str, str], ...],
         on_end: Callable[[], None],
         on_failure: Callable[[], None],
+        is_outdated: Callable[[], bool],
     ) -> None:
-        """Send the request. `on_end` is called once; `on_failure` before it when the endpoint is to blame."""
+        """Send the request. `on_end` is called once; `on_failure` before it when the endpoint is to blame.
+
+        The iteration ends when `is_outdated` says that a new connection would be another.
+        """
         self._endpoint = endpoint
         self._root = root
         self._known = self._revision = revision
@@ -62,9 +68,12 @@ class WatchStream(Iterator[Changes]):
         self._start = revision if resumed else revision + 1
         self._on_end = on_end
         self._on_failure = on_failure
+        self._is_outdated = is_outdated
         self._ending = threading.Lock()
         self._watch_id = 0
         self._cancelled = False
+        self.outdated = False
+        """Whether the iteration ended because a new connection would be another."""
         self._silent = False
         self._waiting_since: float | None = time.monotonic()
         self._over = threading.Event()
@@ -136,10 +145,22 @@ class WatchStream(Iterator[Changes]):
                 self._call.cancel()
                 return
             pause = probe_seconds * random.uniform(0.9, 1.1) - answer_seconds  # noqa: S311 - only spreads load
-            if self._over.wait(pause):
+            if self._pause(pause):
                 return
             request = etcdrpc.WatchRequest(progress_request=etcdrpc.WatchProgressRequest())
             answer_seconds = later_answer_seconds
+
+    def _pause(self, seconds: float) -> bool:
+        """Whether the watch has come to its end meanwhile."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if self._over.wait(min(left, LOOK_SECONDS)):
+                return True
+            if self._is_outdated():
+                self.outdated = self._cancelled = True
+                self._call.cancel()
+                return True
+        return False
 
     def _read(self) -> Any:
         """The next response that is no refusal; StopIteration after `cancel`."""

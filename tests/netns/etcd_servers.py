@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+PREFIX = "/coreos.com/network"
+
 
 def free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
@@ -86,9 +88,19 @@ class Etcd:
         except OSError:
             return False
 
+    def leads(self) -> bool:
+        """Whether it is the leader of its cluster at the moment."""
+        return "\netcd_server_is_leader 1\n" in self._admin("/metrics")
+
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
+
+    def clients(self) -> set[str]:
+        """Addresses of those connected, from the kernel."""
+        command = ["ss", "-Htn", "state", "established", f"sport = :{self.port}"]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return {line.split()[3] for line in done.stdout.splitlines()}
 
     def kill(self) -> None:
         if self._process:
@@ -131,9 +143,10 @@ class Etcd:
         after = self.received()
         counted.update({m: n - before.get(m, 0) for m, n in after.items() if n != before.get(m, 0)})
 
-    def etcdctl(self, *arguments: str) -> str:
+    def etcdctl(self, *arguments: str, text: str = "") -> str:
         return subprocess.run(
             ["etcdctl", "--endpoints", self.url, *arguments],
+            input=text,
             check=True,
             capture_output=True,
             text=True,
@@ -231,6 +244,7 @@ class Authority:
         directory.mkdir()
         self.ca, self._ca_key = directory / "ca.crt", directory / "ca.key"
         self._directory = directory
+        self._serial = 0
         self._openssl("-x509", "-keyout", self._ca_key, "-out", self.ca, "-subj", "/CN=test CA")
 
     def issue(self, name: str, subject: str = "IP:127.0.0.1") -> tuple[Path, Path]:
@@ -239,9 +253,24 @@ class Authority:
         )
         self._openssl("-keyout", key, "-out", request, "-subj", f"/CN={name}")
         extensions.write_text(f"subjectAltName={subject}")
-        signing = ["-CA", self.ca, "-CAkey", self._ca_key, "-set_serial", "7", "-extfile", extensions]
+        self._serial += 1
+        numbered = ["-set_serial", self._serial, "-extfile", extensions]
+        signing = ["-CA", self.ca, "-CAkey", self._ca_key, *numbered]
         self._run("x509", "-req", "-in", request, *signing, "-out", certificate)
         return certificate, key
+
+    def revoke(self, *serials: int) -> Path:
+        """A list (DER) that revokes the certificates issued as the first, second … of all."""
+        index, settings, text, der = (
+            self._directory / name for name in ("index.txt", "ca.cnf", "crl.pem", "crl.der")
+        )
+        rows = (f"R\t491231235959Z\t200101000000Z\t{n:02X}\tunknown\t/CN=x\n" for n in serials)
+        index.write_text("".join(rows))
+        settings.write_text(f"[ca]\ndefault_ca=ours\n[ours]\ndatabase={index}\ndefault_md=sha256\n")
+        signing = ["-config", settings, "-keyfile", self._ca_key, "-cert", self.ca, "-crldays", "1"]
+        self._run("ca", "-gencrl", *signing, "-out", text)
+        self._run("crl", "-in", text, "-outform", "DER", "-out", der)
+        return der
 
     def _openssl(self, *arguments: object) -> None:
         self._run("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", *arguments)

@@ -10,50 +10,21 @@ import itertools
 import json
 import threading
 import time
-from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
-from flanneld_py.drivers import etcd, etcdwatch
-from flanneld_py.drivers.etcd import EtcdRegistry, EtcdSettings, WatchStream
+from flanneld_py.drivers import etcd, etcdlink, etcdwatch
+from flanneld_py.drivers.etcd import EtcdRegistry, WatchStream
 from flanneld_py.errors import Compacted, LeaseGone, RegistryError, Replaced
 from flanneld_py.model import Changes, Entry, Fingerprint
-from tests.netns.etcd_servers import Etcd, Swallower, wait_until
+from tests.netns.etcd_servers import PREFIX, Etcd, Swallower, wait_until
+from tests.netns.registry_clients import seen, watching
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.netns
-
-PREFIX = "/coreos.com/network"
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Etcd]:
-    """For tests that do it no harm, each under a prefix of its own."""
-    with Etcd() as server:
-        yield server.start()
-
-
-@pytest.fixture
-def servers() -> Iterator[Callable[..., Etcd]]:
-    """Makes servers that a test may ill-treat; they end with it."""
-    with ExitStack() as stack:
-        yield lambda *options, **more: stack.enter_context(Etcd(*options, **more))
-
-
-@pytest.fixture
-def connect() -> Iterator[Callable[..., EtcdRegistry]]:
-    """Makes registries of endpoints, a prefix and further settings; closes them."""
-    with ExitStack() as stack:
-
-        def make(*endpoints: str, prefix: str = PREFIX, **more: str) -> EtcdRegistry:
-            registry = EtcdRegistry(EtcdSettings(endpoints, prefix, **more))
-            stack.callback(registry.close)
-            return registry
-
-        yield make
 
 
 _numbers = itertools.count(1)
@@ -70,26 +41,12 @@ def registry(shared: Etcd, connect: Callable[..., EtcdRegistry], prefix: str) ->
     return made
 
 
-@contextmanager
-def watching(registry: EtcdRegistry, revision: int | None = None) -> Iterator[WatchStream]:
-    listing = registry.list()
-    stream = registry.watch(listing.revision if revision is None else revision, listing.cluster_id)
-    try:
-        yield stream
-    finally:
-        stream.cancel()
-
-
 def take(stream: WatchStream, count: int) -> list[Changes]:
     """Items of a watch until `count` changes have come."""
     items: list[Changes] = []
     while sum(len(item.changes) for item in items) < count:
         items.append(next(stream))
     return items
-
-
-def seen(items: Iterable[Changes]) -> list[tuple[str, bytes | None]]:
-    return [(c.key, c.entry.value if c.entry else None) for item in items for c in item.changes]
 
 
 # --- listing --------------------------------------------------------------------------------------
@@ -186,7 +143,7 @@ def test_answers_beyond_the_receive_limit_are_asked_for_in_parts(
     shared: Etcd, connect: Callable[..., EtcdRegistry], prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared.put_together([(f"{prefix}/subnets/{i:03}", "x" * 1000) for i in range(300)])
-    monkeypatch.setattr(etcd, "RECEIVE_BYTES", 20_000)
+    monkeypatch.setattr(etcdlink, "RECEIVE_BYTES", 20_000)
     registry = connect(shared.url, prefix=prefix)
     assert [entry.key for entry in registry.list().entries] == [f"subnets/{i:03}" for i in range(300)]
     shared.put((f"{prefix}/subnets/huge", "x" * 30_000))
@@ -426,12 +383,13 @@ def test_lease_is_granted_renewed_and_ended(shared: Etcd, registry: EtcdRegistry
     with shared.counting() as counted:
         assert registry.keep_alive(lease) == 60
     assert counted == {"LeaseKeepAlive": 1}
-    assert 58 <= registry.time_to_live(lease) <= 60
+    left, granted, keys = registry.time_to_live(lease, keys=True)
+    assert (58 <= left <= 60, granted, keys) == (True, 60, 1)
 
     registry.revoke(lease)
     assert shared.stored(prefix) == {}
     assert registry.keep_alive(lease) == 0
-    assert registry.time_to_live(lease) == -1
+    assert registry.time_to_live(lease).left == -1
     registry.revoke(lease)
     with pytest.raises(LeaseGone, match="requested lease not found"):
         registry.create("subnets/a", "mine", lease)
@@ -450,7 +408,7 @@ def test_write_whose_answer_is_lost_counts_once(
             lease = registry.grant(60)
         assert counted == {"LeaseGrant": 2}
         assert registry.endpoint == shared.url
-        assert registry.time_to_live(lease) > 0
+        assert registry.time_to_live(lease).left > 0
 
         def create(other: EtcdRegistry) -> etcd.Written:
             return other.create("subnets/a", "mine", lease)

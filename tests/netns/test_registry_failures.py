@@ -1,93 +1,29 @@
-"""The etcd driver where etcd fails, is not there, or asks for certificates and passwords."""
+"""The etcd driver where etcd fails or is not there."""
 
 from __future__ import annotations
 
-import re
 import signal
 import socket
 import threading
 import time
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from flanneld_py.drivers import etcd, etcdwatch
-from flanneld_py.drivers.etcd import EtcdRegistry, EtcdSettings, WatchStream
-from flanneld_py.errors import Refused, Unreachable, UsageError
-from flanneld_py.model import Changes
-from tests.netns.etcd_servers import Authority, Etcd, free_ports, wait_until
+from flanneld_py.drivers.etcd import EtcdRegistry
+from flanneld_py.errors import Unreachable
+from tests.netns.etcd_servers import PREFIX, Etcd, free_ports, wait_until
+from tests.netns.registry_clients import following, seen, watching
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
 pytestmark = pytest.mark.netns
 
-PREFIX = "/coreos.com/network"
-PASSWORD = "s3cret"  # noqa: S105 - of an etcd that lives for one test
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Etcd]:
-    """For tests that do it no harm."""
-    with Etcd() as server:
-        yield server.start()
-
-
-@pytest.fixture
-def servers() -> Iterator[Callable[..., Etcd]]:
-    """Makes servers that a test may ill-treat; they end with it."""
-    with ExitStack() as stack:
-        yield lambda *options, **more: stack.enter_context(Etcd(*options, **more))
-
-
-@pytest.fixture
-def connect() -> Iterator[Callable[..., EtcdRegistry]]:
-    """Makes registries of endpoints, a prefix and further settings; closes them."""
-    with ExitStack() as stack:
-
-        def make(*endpoints: str, prefix: str = PREFIX, **more: str) -> EtcdRegistry:
-            registry = EtcdRegistry(EtcdSettings(endpoints, prefix, **more))
-            stack.callback(registry.close)
-            return registry
-
-        yield make
-
-
-@contextmanager
-def watching(registry: EtcdRegistry, revision: int | None = None) -> Iterator[WatchStream]:
-    listing = registry.list()
-    stream = registry.watch(listing.revision if revision is None else revision, listing.cluster_id)
-    try:
-        yield stream
-    finally:
-        stream.cancel()
-
-
-def seen(items: Iterable[Changes]) -> list[tuple[str, bytes | None]]:
-    return [(c.key, c.entry.value if c.entry else None) for item in items for c in item.changes]
-
 
 # --- failing servers ------------------------------------------------------------------------------
-
-
-def follow(registry: EtcdRegistry, items: list[Changes], over: threading.Event) -> None:
-    """What a caller does: watch, and after any failure watch again from where the last one came to."""
-    listing = registry.list()
-    revision = listing.revision
-    items.append(Changes(revision, ()))
-    while not over.is_set():
-        try:
-            stream = registry.watch(revision, listing.cluster_id)
-            try:
-                for item in stream:
-                    items.append(item)
-                    revision = item.revision
-            finally:
-                stream.cancel()
-        except Unreachable:
-            over.wait(0.1)
 
 
 def test_no_event_is_lost_over_kills_and_restarts_at_little_cost(
@@ -95,12 +31,7 @@ def test_no_event_is_lost_over_kills_and_restarts_at_little_cost(
 ) -> None:
     server = servers().start()
     registry = connect(server.url)
-    items: list[Changes] = []
-    over = threading.Event()
-    follower = threading.Thread(target=follow, args=(registry, items, over))
-    follower.start()
-    try:
-        wait_until(lambda: items)
+    with following(registry) as items:
         written = []
         for round_number in range(2):
             pairs = [(f"subnets/{i}", f"{round_number}") for i in range(50)]
@@ -123,11 +54,6 @@ def test_no_event_is_lost_over_kills_and_restarts_at_little_cost(
         wait_until(lambda: ("config", b"end") in seen(items))
         assert seen(items) == [*written, ("config", b"end")]
         assert {f"{PREFIX}/{k}".encode(): v for k, v in seen(items)} == server.stored(PREFIX)
-    finally:
-        over.set()
-        registry.close()
-        follower.join(10)
-    assert not follower.is_alive()
 
 
 def test_frozen_server(
@@ -348,141 +274,3 @@ def test_messages_name_endpoint_and_cause(connect: Callable[..., EtcdRegistry]) 
     closed.close()
     with pytest.raises(Unreachable, match="closed by us"):
         closed.list()
-
-
-# --- TLS and passwords ----------------------------------------------------------------------------
-
-
-def test_tls(tmp_path: Path, servers: Callable[..., Etcd], connect: Callable[..., EtcdRegistry]) -> None:
-    ours, other = Authority(tmp_path / "ours"), Authority(tmp_path / "other")
-    certificate, key = map(str, ours.issue("server"))
-    server = servers("--cert-file", certificate, "--key-file", key, scheme="https").start()
-    assert connect(server.url, ca_file=str(ours.ca)).list().entries == ()
-
-    trusted = tmp_path / "trusted.crt"
-    trusted.write_bytes(other.ca.read_bytes())
-    registry = connect(server.url, ca_file=str(trusted))
-    for doubtful in (registry, connect(server.url)):  # the second trusts the system's CAs
-        with pytest.raises(Refused, match=f"etcd {server.url}: TLS verification failed"):
-            doubtful.list()
-    trusted.write_bytes(ours.ca.read_bytes())
-    assert registry.list().entries == ()
-
-    with pytest.raises(Unreachable, match="connection closed; if it never worked, try https"):
-        connect(server.url.replace("https", "http")).list()
-    (dead,) = free_ports(1)
-    with pytest.raises(Unreachable, match=r"connection refused; .*TLS verification failed"):
-        connect(f"https://127.0.0.1:{dead}", server.url, ca_file=str(other.ca)).list()
-
-
-def test_tls_with_client_certificates(
-    tmp_path: Path, servers: Callable[..., Etcd], connect: Callable[..., EtcdRegistry]
-) -> None:
-    ours, other = Authority(tmp_path / "ours"), Authority(tmp_path / "other")
-    certificate, key = map(str, ours.issue("server"))
-    options = ("--cert-file", certificate, "--key-file", key)
-    server = servers(
-        *options, "--client-cert-auth", "--trusted-ca-file", str(ours.ca), scheme="https"
-    ).start()
-
-    def client(authority: Authority) -> EtcdRegistry:
-        cert_file, key_file = map(str, authority.issue("client"))
-        made = connect(server.url, ca_file=str(ours.ca), cert_file=cert_file, key_file=key_file)
-        assert isinstance(made, EtcdRegistry)
-        return made
-
-    for stranger in (client(other), connect(server.url, ca_file=str(ours.ca))):
-        with pytest.raises(Refused, match="our client certificate, or the lack of one"):
-            stranger.list()
-    registry = client(ours)
-    with watching(registry) as stream:
-        server.kill()
-        with pytest.raises(Unreachable):
-            list(stream)
-    server.start()
-    assert registry.list().entries == ()
-
-
-def test_certificate_of_another_host(
-    tmp_path: Path, servers: Callable[..., Etcd], connect: Callable[..., EtcdRegistry]
-) -> None:
-    ours = Authority(tmp_path / "ours")
-    certificate, key = map(str, ours.issue("server", "DNS:etcd.example"))
-    server = servers("--cert-file", certificate, "--key-file", key, scheme="https").start()
-    with pytest.raises(Refused, match="TLS verification failed: certificate of another host"):
-        connect(server.url, ca_file=str(ours.ca)).list()
-
-
-def test_unusable_tls_files_are_named(tmp_path: Path, connect: Callable[..., EtcdRegistry]) -> None:
-    ours = Authority(tmp_path / "ours")
-    certificate = str(ours.issue("client")[0])
-    _, other_key = map(str, ours.issue("other"))
-    nonsense = tmp_path / "nonsense"
-    nonsense.write_text("nonsense")
-    url, ca = "https://127.0.0.1:2379", str(ours.ca)
-    for files, message in (
-        ({"ca_file": "/nowhere"}, "--etcd-cafile: '/nowhere': No such file or directory"),
-        ({"ca_file": str(nonsense)}, f"--etcd-cafile: '{nonsense}': expected PEM certificates"),
-        (
-            {"ca_file": ca, "cert_file": certificate, "key_file": "/nowhere"},
-            "--etcd-keyfile: '/nowhere': No such",
-        ),
-        (
-            {"ca_file": ca, "cert_file": certificate, "key_file": other_key},
-            "PEM certificate and its private key",
-        ),
-    ):
-        with pytest.raises(UsageError, match=re.escape(message)):
-            connect(url, **files)
-
-
-def test_password_and_what_becomes_of_its_token(
-    servers: Callable[..., Etcd], connect: Callable[..., EtcdRegistry]
-) -> None:
-    server = servers().start()
-    server.put((f"{PREFIX}/config", "{}"), ("/other/config", "{}"))
-    for command in (
-        "user add root:r00t",
-        "user grant-role root root",
-        "role add node",
-        f"role grant-permission node --prefix readwrite {PREFIX}/",
-        f"user add node:{PASSWORD}",
-        "user grant-role node node",
-        "auth enable",
-    ):
-        server.etcdctl(*command.split())
-
-    registry = connect(server.url, username="node", password=PASSWORD)
-    with server.counting() as counted:
-        listing = registry.list()
-        registry.watch(listing.revision, listing.cluster_id).cancel()
-    assert counted == {"Authenticate": 1, "Range": 1, "Watch": 1}
-
-    server.kill()
-    server.start()  # which has forgotten the tokens it gave out
-    stream = registry.watch(listing.revision, listing.cluster_id)
-    written = registry.create("subnets/a", "mine", registry.grant(60))
-    assert written.ok
-    assert seen([next(stream)]) == [("subnets/a", b"mine")]
-    stream.cancel()
-    server.kill()
-    server.start()
-    assert len(registry.list().entries) == 2
-
-    for username, password, message in (
-        ("node", "wrong", "wrong user or password"),
-        ("", "", "wants a user and password"),
-    ):
-        with pytest.raises(Refused, match=message):
-            connect(server.url, username=username, password=password).list()
-    outside = connect(server.url, prefix="/other", username="node", password=PASSWORD)
-    for call in (
-        outside.list,
-        lambda: outside.put("config", "x"),
-        lambda: outside.watch(1, listing.cluster_id),
-    ):
-        with pytest.raises(Refused, match="permission denied"):
-            call()
-
-    server.etcdctl("--user", "root:r00t", "auth", "disable")
-    assert len(registry.list().entries) == 2

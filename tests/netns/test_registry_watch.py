@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flanneld_py.daemon import registrywatch
+from flanneld_py.daemon.configwatch import ConfigWatch
 from flanneld_py.daemon.inbox import Inbox
 from flanneld_py.daemon.registrywatch import RegistryWatch
 from flanneld_py.drivers.etcd import EtcdRegistry, EtcdSettings
@@ -32,7 +33,8 @@ def server() -> Iterator[Etcd]:
 def following(server: Etcd) -> Iterator[tuple[RegistryWatch, Inbox]]:
     """Running, and in sync when the block begins."""
     registry, inbox = EtcdRegistry(EtcdSettings((server.url,), PREFIX)), Inbox()
-    watch = RegistryWatch(registry, PREFIX, inbox)
+    config = ConfigWatch(PREFIX, inbox, lambda: server.url)
+    watch = RegistryWatch(registry, config, inbox)
     thread = threading.Thread(target=watch.run)
     thread.start()
     try:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from google.protobuf import descriptor_pb2
 
-from flanneld_py.drivers import etcdrpc
+from flanneld_py.drivers import etcdrpc, etcdsettings
 from flanneld_py.drivers.etcd import EtcdRegistry, EtcdSettings
 from flanneld_py.errors import UsageError
 
@@ -161,6 +161,15 @@ def test_endpoint_in_use_is_said_in_one_form(given: str, used: str) -> None:
         ({"key_file": "/k"}, "--etcd-certfile: '', --etcd-keyfile: '/k'", "both or neither"),
         ({"username": "u"}, "--etcd-username and --etcd-password", "both or neither"),
         ({"password": "p"}, "--etcd-username and --etcd-password", "both or neither"),
+        ({"password_file": "/f"}, "--etcd-username and --etcd-password", "both or neither"),
+        (
+            {"username": "u", "password": "p", "password_file": "/f"},
+            "--etcd-password and --etcd-password-file",
+            "one of them",
+        ),
+        ({"username": "u", "password_file": "/nowhere"}, "--etcd-password-file: '/nowhere'", "No such file"),
+        ({"username": "u", "password": "p\udcff"}, "--etcd-password: expected", "UTF-8"),
+        ({"username": "\udcff", "password": "p"}, "--etcd-username: expected", "UTF-8"),
         ({"prefix": ""}, "--etcd-prefix", "such as"),
     ],
 )
@@ -171,3 +180,20 @@ def test_settings_that_cannot_be_meant_are_refused(
         EtcdRegistry(EtcdSettings(**{"endpoints": ("https://b:1", "http://a:1"), "prefix": "/p"} | settings))
     assert str(caught.value).startswith(flag)
     assert expected in str(caught.value)
+
+
+def test_without_a_ca_file_those_of_the_system_are_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = EtcdSettings(("https://a:1",), "/p")
+    bundle = tmp_path / "bundle.pem"
+    bundle.touch()
+    # What OpenSSL names, else where distributions keep theirs.
+    monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+    assert settings.trusted_file == str(bundle)
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere")
+    monkeypatch.setattr(etcdsettings, "SYSTEM_BUNDLES", ("/nowhere", str(bundle)))
+    assert settings.trusted_file == str(bundle)
+    monkeypatch.setattr(etcdsettings, "SYSTEM_BUNDLES", ())
+    with pytest.raises(UsageError, match="--etcd-cafile: '': expected a file, as this system has no CA"):
+        EtcdRegistry(settings)

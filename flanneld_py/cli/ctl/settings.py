@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -54,7 +54,12 @@ FLAGS = (
     Flag("etcd-certfile", "", "Our certificate, for an etcd that wants one."),
     Flag("etcd-keyfile", "", "Its private key."),
     Flag("etcd-username", "", "User, for an etcd with authentication."),
-    Flag("etcd-password", "", "Its password; others can read a command line, so rather use the variable."),
+    Flag(
+        "etcd-password",
+        "",
+        "Its password; others can read a command line, so rather use the variable or a file.",
+    ),
+    Flag("etcd-password-file", "", "File with the password."),
     Flag(
         "subnet-file",
         DEFAULT_SUBNET_FILE,
@@ -62,6 +67,7 @@ FLAGS = (
     ),
     Flag("state-dir", "/var/lib/flanneld-py", "State directory of the daemon that is meant."),
 )
+PASSWORD_FLAGS = ("etcd-password", "etcd-password-file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,8 @@ class Settings:
     cert_file: str
     key_file: str
     username: str
-    password: str
+    password: str = field(repr=False)
+    password_file: str
     subnet_file: Path
     state_dir: Path
 
@@ -107,6 +114,7 @@ class Settings:
             self.key_file,
             self.username,
             self.password,
+            self.password_file,
         )
 
     def registry(self) -> EtcdRegistry:
@@ -131,13 +139,18 @@ def resolve(flags: Mapping[str, str], environ: Mapping[str, str], file: Mapping[
     Raises:
         UsageError: the prefix names nothing.
     """
+    places = [
+        flags,
+        *({flag.name: place.get(flag.variable, "") for flag in FLAGS} for place in (environ, file)),
+    ]
     value = {
-        flag.name: flags.get(flag.name)
-        or environ.get(flag.variable)
-        or file.get(flag.variable)
-        or flag.default
+        flag.name: next((place[flag.name] for place in places if place.get(flag.name)), flag.default)
         for flag in FLAGS
     }
+    # Of a password and a file with one, too, the first place decides: they mean the same.
+    password, password_file = next(
+        (both for place in places if any(both := [place.get(name, "") for name in PASSWORD_FLAGS])), ("", "")
+    )
     return Settings(
         endpoints=tuple(part.strip() for part in value["etcd-endpoints"].split(",") if part.strip()),
         prefix=normal_prefix(value["etcd-prefix"]),
@@ -145,7 +158,8 @@ def resolve(flags: Mapping[str, str], environ: Mapping[str, str], file: Mapping[
         cert_file=value["etcd-certfile"],
         key_file=value["etcd-keyfile"],
         username=value["etcd-username"],
-        password=value["etcd-password"],
+        password=password,
+        password_file=password_file,
         subnet_file=Path(value["subnet-file"]),
         state_dir=Path(value["state-dir"]),
     )

@@ -1,0 +1,181 @@
+"""Many peers vanish at once: mostly somebody or something wiped the registry, and the hosts live on."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from flanneld_py.lab import wait_for
+from tests.netns.kernel_writes import STRACE, kernel_writes
+from tests.netns.observing import events, start_pings, wait_answers, wait_status
+from tests.netns.oracle import actual, wait_in_order
+from tests.netns.peers import change_peers, make_peers
+from tests.netns.scenes import BACKENDS, config, overlay
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from flanneld_py.lab import Host, Lab
+    from tests.netns.peers import Peer
+
+USUAL_STAY = 3.0
+"""Seconds after which a peer that was deleted alone has certainly left the kernel."""
+GRACE = 6.0
+"""For tests that wait for its end."""
+COUNT = 8
+
+
+def with_ghosts(lab: Lab, backend: str, *flags: str, count: int = COUNT) -> tuple[Host, list[Peer]]:
+    """A host with so many peers that exist in etcd only, all in its memory for the next run."""
+    lab.etcd.put_config(config(backend))
+    ghosts = make_peers(lab.etcd, count)
+    change_peers(lab.etcd, backend, put=ghosts)
+    alpha = lab.add_host("alpha")
+    alpha.start_daemon(flags).wait_ready()
+    wait_in_order(alpha, backend)
+    wait_for(partial(remembered, alpha), 5, "the peers in a file", lambda seen: len(seen) == count)
+    return alpha, ghosts
+
+
+def remembered(host: Host) -> set[str]:
+    file = host.state_directory / "peers.json"
+    return set(json.loads(file.read_text())["peers"]) if file.exists() else set()
+
+
+def rows_of(host: Host, backend: str, peers: Iterable[Peer]) -> dict[str, str]:
+    """Routes of these peers' subnets, with where they lead."""
+    subnets = {peer.subnet for peer in peers}
+    return {what: how for what, how in actual(host, backend).items() if what.split()[-1] in subnets}
+
+
+def wait_gone(host: Host, backend: str, peers: Iterable[Peer], timeout: float) -> None:
+    wait_for(lambda: rows_of(host, backend, peers), timeout, "them to be gone", lambda seen: not seen)
+
+
+@pytest.mark.parametrize("one_by_one", [False, True], ids=["at once", "one by one"])
+def test_all_records_are_deleted(lab: Lab, one_by_one: bool) -> None:
+    hosts = overlay(lab, "vxlan", "alpha", "beta", "gamma")
+    alpha, beta, _ = hosts
+    ghosts = make_peers(lab.etcd, 5)
+    change_peers(lab.etcd, "vxlan", put=ghosts)
+    for host in hosts:
+        wait_in_order(host, "vxlan")
+    leases = lab.etcd.leases()
+    rows = {host: actual(host, "vxlan") for host in hosts}
+    ops = {host: host.daemon.status()["drift"]["ops"] for host in hosts}
+    ping = start_pings(alpha, beta)
+
+    for ghost in ghosts:
+        if one_by_one:
+            lab.etcd.ctl("del", f"{lab.etcd.prefix}/subnets/{ghost.key}")
+        del leases[ghost.key]
+    lab.etcd.ctl("del", "--prefix", f"{lab.etcd.prefix}/subnets/")
+    deleted = time.monotonic()
+    wait_for(lab.etcd.leases, 5, "every host to be back", lambda seen: seen == leases)
+    (one_more,) = make_peers(lab.etcd, 1)
+    while time.monotonic() < deleted + USUAL_STAY:
+        wait_answers(ping)
+    change_peers(lab.etcd, "vxlan", put=[replace(one_more, public="192.0.2.199")])
+    for host in hosts:
+        wait_for(partial(actual, host, "vxlan"), 5, "a pass", lambda rows: "192.0.2.199" in rows.values())
+        kept = {what: how for what, how in actual(host, "vxlan").items() if what in rows[host]}
+        changed = {what for what, how in rows[host].items() if kept.get(what) != how}
+        assert changed <= {f"fdb {one_more.mac}"}, "a ghost whose subnet nobody has claimed is gone"
+        assert host.daemon.status()["drift"]["ops"]["del"] == ops[host]["del"]
+    assert ping.stop().lost == ()
+
+
+@pytest.mark.parametrize(("flag", "shortest", "longest"), [("0", 0.0, USUAL_STAY), ("5s", 4.5, 8.0)])
+def test_the_grace_is_a_flag(lab: Lab, flag: str, shortest: float, longest: float) -> None:
+    alpha, ghosts = with_ghosts(lab, "host-gw", f"--registry-wipe-grace={flag}")
+    change_peers(lab.etcd, "host-gw", gone=ghosts)
+    deleted = time.monotonic()
+    wait_gone(alpha, "host-gw", ghosts, longest)
+    assert time.monotonic() - deleted >= shortest
+    assert bool(events(alpha.daemon, "wipe_hold")) == (shortest > 0)
+    assert bool(events(alpha.daemon, "wipe_hold_over")) == (shortest > 0)
+
+
+def test_three_at_once_are_no_wipe(lab: Lab) -> None:
+    alpha, ghosts = with_ghosts(lab, "host-gw")
+    change_peers(lab.etcd, "host-gw", gone=ghosts[:3])
+    wait_gone(alpha, "host-gw", ghosts[:3], USUAL_STAY)
+    wait_in_order(alpha, "host-gw")
+    assert events(alpha.daemon, "wipe_hold") == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("first", ["wiped", "killed"])
+def test_a_restart_does_not_end_the_hold(lab: Lab, backend: str, first: str) -> None:
+    """Nor does it miss a wipe that came while no daemon ran; who returns or is replaced is no longer held."""
+    alpha, ghosts = with_ghosts(lab, backend)
+    rows = actual(alpha, backend)
+    if first == "wiped":
+        change_peers(lab.etcd, backend, gone=ghosts)
+        wait_for(lambda: events(alpha.daemon, "wipe_hold"), 5, "the hold")
+        alpha.daemon.kill()
+    else:
+        alpha.daemon.kill()
+        change_peers(lab.etcd, backend, gone=ghosts)
+    daemon = alpha.start_daemon([f"--registry-wipe-grace={GRACE:g}s"], strace=STRACE)
+    daemon.wait_ready()
+    started = time.monotonic()
+    status = wait_status(daemon, "a pass", lambda s: s["state"] == "in sync")
+    assert (status["peers"]["count"], status["peers"]["held"]) == (COUNT, COUNT)
+    assert actual(alpha, backend) == rows
+    assert kernel_writes(daemon.trace).lines == []
+    assert [line["peers"] for line in events(daemon, "wipe_hold")] == [COUNT]
+
+    back, moved, taken, *rest = ghosts
+    elsewhere = make_peers(lab.etcd, COUNT + 2)[-1]
+    moved_to = replace(moved, subnet=elsewhere.subnet)
+    owner = replace(taken, public="192.0.2.198", mac="02:00:05:00:00:98")
+    change_peers(lab.etcd, backend, put=[back, moved_to, owner])
+    wait_gone(alpha, backend, [moved], USUAL_STAY)
+    assert rows_of(alpha, backend, [back]) == {
+        what: how for what, how in rows.items() if what.split()[-1] == back.subnet
+    }
+    held = rows_of(alpha, backend, rest)
+    assert held == {what: how for what, how in rows.items() if what in held}
+    assert len(held) == len(rest)
+    assert time.monotonic() - started < GRACE, "too late to show anything"
+    wait_gone(alpha, backend, rest, GRACE + 2)
+    wait_in_order(alpha, backend)
+    assert time.monotonic() - started > GRACE - 1
+
+
+def test_a_few_that_left_while_no_daemon_ran_go_at_once(lab: Lab) -> None:
+    alpha, ghosts = with_ghosts(lab, "host-gw")
+    alpha.daemon.kill()
+    change_peers(lab.etcd, "host-gw", gone=ghosts[:3])
+    daemon = alpha.start_daemon()
+    daemon.wait_ready()
+    wait_in_order(alpha, "host-gw")
+    assert events(daemon, "wipe_hold") == []
+    wait_for(lambda: events(daemon, "reconciled"), 2, "a pass")
+    assert len(events(daemon, "reconciled")) == 1, "they stayed for a moment first"
+
+
+@pytest.mark.parametrize("text", ["", "garbage", "{}"])
+def test_a_damaged_memory_holds_nobody_and_stops_nobody(lab: Lab, text: str) -> None:
+    alpha, ghosts = with_ghosts(lab, "host-gw")
+    alpha.daemon.kill()
+    (alpha.state_directory / "peers.json").write_text(text)
+    change_peers(lab.etcd, "host-gw", gone=ghosts)
+    daemon = alpha.start_daemon()
+    daemon.wait_ready()
+    wait_in_order(alpha, "host-gw")
+
+
+def test_the_memory_is_written_when_the_daemon_stops(lab: Lab) -> None:
+    alpha, ghosts = with_ghosts(lab, "host-gw")
+    (one_more,) = make_peers(lab.etcd, 1)
+    change_peers(lab.etcd, "host-gw", put=[one_more])
+    wait_in_order(alpha, "host-gw")
+    assert alpha.daemon.terminate() == 0
+    assert remembered(alpha) == {peer.key for peer in (*ghosts, one_more)}
