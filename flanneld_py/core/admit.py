@@ -2,59 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 
+from flanneld_py.core.reservation import is_vacant
 from flanneld_py.core.subnets import leasable
-from flanneld_py.model import Host, IPNetwork, NetworkConfig, Record, Snapshot
+from flanneld_py.model import Family, Host, IPAddress, IPNetwork, NetworkConfig, Record, Snapshot
 
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """The records to program, and why the others are not."""
+    """The records to program, and why the others are not. All mappings are by key."""
 
     accepted: tuple[Record, ...] = ()
     rejected: Mapping[str, str] = field(default_factory=dict)
+    doubtful: Mapping[str, str] = field(default_factory=dict)
+    """What is odd about accepted ones that harm nobody but themselves."""
 
 
 def admit(
     snapshot: Snapshot,
-    own: Record,
+    own: Record | None,
     config: NetworkConfig,
-    host: Host,
+    host: Host | None,
     backend_type: str,
     departed: Collection[Record] = (),
 ) -> Peers:
     """Screen all records but our own, oldest first: of two that overlap the older one stays.
 
     Of two with one MAC it is the one that was written first, as a MAC may be changed at any time. A network
-    that the host itself is connected to stays the host's. `departed`, records that have just left the
-    registry, come last, and silently. Linear in the number of records.
+    or address of the host itself, its gateways and etcd stay reachable as they are. A record that is bad in
+    one family is left out as a whole: half a peer would be harder to explain than none. A peer's public
+    address needs no rule of its own: none lies inside the Network, and no subnet outside. `departed`, records
+    that have just left the registry, come last, and silently. Linear in the number of records.
+
+    Args:
+        snapshot: all records.
+        own: our lease. None, with `host`: judge without being one of the hosts.
+        config: the config in force.
+        host: this host.
+        backend_type: as our backend publishes it.
+        departed: peers that stay for a moment.
     """
-    connected = _connected(own, config, host)
-    records = (own, *snapshot.records.values(), *departed)
-    taken = SubnetIndex([*(net for record in records for net in record.subnets.values()), *connected])
-    # Ours may be lost, and then not among the others.
-    taken.add(own.subnets.values(), f"our own lease {own.key}")
-    for net in connected:
-        taken.add([net], f"this host's own network {net}")
-    gone = [
-        r for r in departed if r.key not in snapshot.records and (not r.node_id or r.node_id != own.node_id)
-    ]
-    living = [r for r in snapshot.records.values() if r.key != own.key]
+    places = [] if own is None or host is None else list(_places_of_host(own, config, host))
+    own_subnets = () if own is None else own.subnets.values()
+    records = (*snapshot.records.values(), *departed)
+    universe = (net for record in records for net in record.subnets.values())
+    taken = SubnetIndex([*universe, *own_subnets, *(net for net, _ in places)])
+    if own is not None:
+        # It may be lost, and then not among the others.
+        taken.add(own_subnets, f"overlaps our own lease {own.key}")
+    for net, conflict in places:
+        taken.add([net], conflict)
+    here = _here(own, config, host, backend_type)
     holders: list[Record] = []
     rejected: dict[str, str] = {}
-    for record in (*sorted(living, key=_age), *sorted(gone, key=_age)):
-        reason = _unusable(record, own, config, host, backend_type) or taken.clash(record)
-        if reason is None:
-            taken.add(record.subnets.values(), f"the older lease {record.key}")
-            holders.append(record)
-        else:
+    for record in _by_age(snapshot, own, departed):
+        # A reservation that waits for its host keeps its subnet, and there is nobody to reach.
+        vacant = is_vacant(record, backend_type)
+        reason = _unusable(record, here) or (None if vacant else _unfit(record, here)) or taken.clash(record)
+        if reason is not None:
             rejected.setdefault(record.key, reason)
+            continue
+        taken.add(record.subnets.values(), f"overlaps the older lease {record.key}")
+        if not vacant:
+            holders.append(record)
     macs = _first_macs(holders, snapshot, own)
     rejected |= {r.key: clash for r in holders if (clash := _mac_clash(r, macs))}
     accepted = tuple(record for record in holders if record.key not in rejected)
-    return Peers(accepted, {key: reason for key, reason in rejected.items() if key in snapshot.records})
+    known = {key: reason for key, reason in rejected.items() if key in snapshot.records}
+    return Peers(accepted, known, _shared_addresses(accepted, snapshot))
+
+
+def _by_age(snapshot: Snapshot, own: Record | None, departed: Collection[Record]) -> Iterator[Record]:
+    """The others' records, oldest first, and after them those that have gone."""
+    own_key, own_id = ("", "") if own is None else (own.key, own.node_id)
+    living = [record for record in snapshot.records.values() if record.key != own_key]
+    gone = [r for r in departed if r.key not in snapshot.records and (not r.node_id or r.node_id != own_id)]
+    yield from sorted(living, key=_age)
+    yield from sorted(gone, key=_age)
 
 
 class SubnetIndex:
@@ -66,37 +93,35 @@ class SubnetIndex:
         for version, length in {(net.version, net.prefixlen) for net in universe}:
             self._lengths[version].append(length)
         self._exact: dict[tuple[int, int, int], str] = {}
-        """(version, length, base) → who holds it."""
+        """(version, length, base) → what it would do to whom."""
         self._above: dict[tuple[int, int, int], str] = {}
-        """The same for every shorter length in use: who holds something inside it."""
+        """The same for every shorter length in use, for something inside it."""
 
-    def add(self, networks: Iterable[IPNetwork], holder: str) -> None:
+    def add(self, networks: Iterable[IPNetwork], conflict: str) -> None:
+        """`conflict`: what is wrong with a subnet that meets these, as it continues "subnet …"."""
         for net in networks:
             base = int(net.network_address)
             for length in self._lengths[net.version]:
                 index = self._exact if length == net.prefixlen else self._above
                 if length <= net.prefixlen:
-                    index.setdefault((net.version, length, _masked(base, length, net)), holder)
+                    index.setdefault((net.version, length, _masked(base, length, net)), conflict)
 
     def clash(self, record: Record) -> str | None:
         """Why `record` cannot stand beside those added, or None."""
         for net in record.subnets.values():
-            holder = self._holder(net)
-            if holder is not None:
-                return f"subnet {net} overlaps {holder}"
+            conflict = self._conflict(net)
+            if conflict is not None:
+                return f"subnet {net} {conflict}"
         return None
 
-    def _holder(self, net: IPNetwork) -> str | None:
+    def _conflict(self, net: IPNetwork) -> str | None:
         base = int(net.network_address)
-        inside = self._above.get((net.version, net.prefixlen, base))
-        if inside is not None:
-            return inside
         for length in self._lengths[net.version]:
             if length <= net.prefixlen:
-                holder = self._exact.get((net.version, length, _masked(base, length, net)))
-                if holder is not None:
-                    return holder
-        return None
+                conflict = self._exact.get((net.version, length, _masked(base, length, net)))
+                if conflict is not None:
+                    return conflict
+        return self._above.get((net.version, net.prefixlen, base))
 
 
 def _age(record: Record) -> tuple[int, str]:
@@ -108,36 +133,80 @@ def _masked(base: int, length: int, net: IPNetwork) -> int:
     return base >> shift << shift
 
 
-def _unusable(
-    record: Record, own: Record, config: NetworkConfig, host: Host, backend_type: str
-) -> str | None:
-    for family, subnet in record.subnets.items():
-        scope = config.ranges.get(family)
-        if scope is None or own.subnets.get(family) is None:
+@dataclass(frozen=True, slots=True)
+class _Here:
+    """Where a record would have to fit in."""
+
+    scopes: Mapping[Family, IPNetwork]
+    """The Network of each family in use."""
+    backend_type: str
+    whose: str = "the config's"
+    addresses: frozenset[IPAddress] = frozenset()
+    broadcasts: Mapping[IPAddress, IPNetwork] = field(default_factory=dict)
+    """Of the host's networks: what is sent there would go to everybody (RFC 919)."""
+
+
+def _here(own: Record | None, config: NetworkConfig, host: Host | None, backend_type: str) -> _Here:
+    scopes = {
+        family: allowed.network
+        for family, allowed in config.ranges.items()
+        if own is None or own.subnets.get(family) is not None
+    }
+    if host is None:
+        return _Here(scopes, backend_type)
+    nets = [net for net in host.local_networks if net.version == 4 and net.prefixlen < 31]
+    addresses = host.local_addresses.union(host.external.public.values())
+    return _Here(scopes, backend_type, "this host's", addresses, {net.broadcast_address: net for net in nets})
+
+
+def _unusable(record: Record, here: _Here) -> str | None:
+    """Why no host could have it as a peer."""
+    for family, scope in here.scopes.items():
+        subnet, public = record.subnets.get(family), record.public_ips.get(family)
+        if subnet is None:
             continue
-        if not leasable(subnet, scope.network):
-            where = "is too large for" if _within(subnet, scope.network) else "lies outside"
-            return f"subnet {subnet} {where} the Network {scope.network}"
-        public = record.public_ips.get(family)
+        if not leasable(subnet, scope):
+            where = "is too large for" if _within(subnet, scope) else "lies outside"
+            return f"subnet {subnet} {where} the Network {scope}"
         if public is None:
             return f"subnet {subnet} comes without a public IPv{family} address"
-        if public in scope.network:
-            return f"public address {public} lies inside the Network {scope.network}: it could not be reached"
-        if public in host.local_addresses or public == host.external.public.get(family):
-            return f"public address {public} is this host's own"
-    if record.backend_type != backend_type:
-        return f"backend is {record.backend_type or 'udp or alloc'}, this host's is {backend_type}"
+        if public in scope:
+            return f"public address {public} lies inside the Network {scope}: it could not be reached"
     return None
 
 
-def _connected(own: Record, config: NetworkConfig, host: Host) -> list[IPNetwork]:
-    """The host's own networks inside the Network, such as a bridge's, but for those of our own pods."""
-    return [
-        net
-        for net in host.local_networks
-        if any(_within(net, network) for network in config.networks)
-        and not any(_within(net, subnet) for subnet in own.subnets.values())
+def _unfit(record: Record, here: _Here) -> str | None:
+    """Why this host cannot have it as a peer."""
+    for family in here.scopes:
+        public = record.public_ips.get(family)
+        if public in here.addresses:
+            return f"public address {public} is this host's own"
+        if public is not None and public in here.broadcasts:
+            return f"public address {public} is the broadcast address of {here.broadcasts[public]}"
+    if record.backend_type != here.backend_type:
+        whose = f"{here.whose} is {here.backend_type or 'udp or alloc'}"
+        return f"backend is {record.backend_type or 'udp or alloc'}, {whose}"
+    return None
+
+
+def _places_of_host(own: Record, config: NetworkConfig, host: Host) -> Iterator[tuple[IPNetwork, str]]:
+    """What a peer's subnet must not cover, and the conflict if it does, but for those of our own pods.
+
+    Networks of the host inside the Network, such as a bridge's, and addresses that must stay reachable.
+    """
+    addresses = (
+        ("this host's address", host.local_addresses),
+        ("this host's gateway", host.gateways),
+        ("the etcd endpoint", host.registry),
+    )
+    places = [(net, f"overlaps this host's own network {net}") for net in host.local_networks]
+    places += [
+        (ip_network(ip), f"contains {what} {ip}") for what, ips in addresses for ip in sorted(ips, key=str)
     ]
+    for net, conflict in places:
+        inside = any(_within(net, network) for network in config.networks)
+        if inside and not any(_within(net, subnet) for subnet in own.subnets.values()):
+            yield net, conflict
 
 
 def _within(inner: IPNetwork, outer: IPNetwork) -> bool:
@@ -148,13 +217,17 @@ def _within(inner: IPNetwork, outer: IPNetwork) -> bool:
     )
 
 
-def _first_macs(holders: Iterable[Record], snapshot: Snapshot, own: Record) -> dict[str, str]:
+def _first_macs(holders: Iterable[Record], snapshot: Snapshot, own: Record | None) -> dict[str, str]:
     """MAC → key of the record that published it first, the living before the departed; ours stays ours."""
-    macs: dict[str, str] = dict.fromkeys(own.vtep_macs.values(), own.key)
-    for record in sorted(holders, key=lambda r: (r.key not in snapshot.records, r.mod_revision, r.key)):
+    macs = {} if own is None else dict.fromkeys(own.vtep_macs.values(), own.key)
+    for record in sorted(holders, key=lambda r: (r.key not in snapshot.records, _said_since(r), r.key)):
         for mac in record.vtep_macs.values():
             macs.setdefault(mac, record.key)
     return macs
+
+
+def _said_since(record: Record) -> int:
+    return record.since_revision or record.mod_revision
 
 
 def _mac_clash(record: Record, macs: Mapping[str, str]) -> str | None:
@@ -162,3 +235,20 @@ def _mac_clash(record: Record, macs: Mapping[str, str]) -> str | None:
         if macs[mac] != record.key:
             return f"VTEP MAC {mac} belongs to the lease {macs[mac]}"
     return None
+
+
+def _shared_addresses(accepted: Iterable[Record], snapshot: Snapshot) -> dict[str, str]:
+    """Key of the younger → what it shares with whom.
+
+    Both stay: it may be one host with two leases, and of two behind one NAT the younger may be the one that
+    can be reached.
+    """
+    first: dict[IPAddress, str] = {}
+    shared: dict[str, str] = {}
+    for record in accepted:
+        if record.key in snapshot.records:
+            for public in record.public_ips.values():
+                holder = first.setdefault(public, record.key)
+                if holder != record.key:
+                    shared[record.key] = f"public address {public} is also that of the older lease {holder}"
+    return shared

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
@@ -29,6 +30,13 @@ CONFIG_KEY = "config"
 SUBNETS_PREFIX = "subnets/"
 MAX_VALUE = 65_536
 """Bytes of a record's value; some 200 are usual."""
+LONGEST_SHOWN = 300
+"""Characters of a key or a reason in logs and status: both are made of what a stranger wrote."""
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
+
 
 # --- keys -----------------------------------------------------------------------------------------
 
@@ -292,8 +300,16 @@ def snapshot(listing: Listing, previous: Snapshot | None = None, *, replaced: bo
             if old is not None and same_history and old.create_revision != entry.create_revision:
                 old = None
             _put(records, bad, key, entry, old)
+            if same_history:
+                _keep_age(records, old)
     epoch = previous.epoch + (not same_history) if previous is not None else 0
-    return Snapshot(listing.revision, listing.cluster_id, records, bad, epoch)
+    unreadable = max(
+        (e.mod_revision for e in listing.entries if e.key.removeprefix(SUBNETS_PREFIX) in bad), default=0
+    )
+    if previous is not None and same_history:
+        gone = previous.bad.keys() - bad.keys()
+        unreadable = listing.revision if gone else max(unreadable, previous.unreadable)
+    return Snapshot(listing.revision, listing.cluster_id, records, bad, epoch, unreadable)
 
 
 def fold(snapshot: Snapshot, changes: Changes) -> Snapshot:
@@ -302,16 +318,19 @@ def fold(snapshot: Snapshot, changes: Changes) -> Snapshot:
     A put that cannot be read leaves the key's record as it was, and the key is in `bad` until a good put or a
     delete.
     """
-    records, bad = dict(snapshot.records), dict(snapshot.bad)
+    records, bad, unreadable = dict(snapshot.records), dict(snapshot.bad), snapshot.unreadable
     for change in changes.changes:
         if not change.key.startswith(SUBNETS_PREFIX):
             continue
         key = change.key.removeprefix(SUBNETS_PREFIX)
-        bad.pop(key, None)
+        was_bad = bad.pop(key, None) is not None
         old = records.pop(key, None)
         if change.entry is not None:
             _put(records, bad, key, change.entry, old)
-    return Snapshot(changes.revision, snapshot.cluster_id, records, bad, snapshot.epoch)
+            _keep_age(records, old)
+        if key in bad or (was_bad and change.entry is None):
+            unreadable = changes.revision
+    return Snapshot(changes.revision, snapshot.cluster_id, records, bad, snapshot.epoch, unreadable)
 
 
 def _is_of(record: Record, entry: Entry) -> bool:
@@ -329,3 +348,22 @@ def _put(records: dict[str, Record], bad: dict[str, str], key: str, entry: Entry
         bad[key] = str(error)
         if old is not None:
             records[key] = old
+
+
+def _keep_age(records: dict[str, Record], old: Record | None) -> None:
+    """A record that says what `old`, of the same key and history, said is as old, though written anew."""
+    fresh = None if old is None else records.get(old.key)
+    if old is None or fresh is None or fresh is old or _content(fresh) != _content(old):
+        return
+    records[old.key] = replace(fresh, since_revision=old.since_revision or old.mod_revision)
+
+
+def _content(record: Record) -> tuple[object, ...]:
+    """All but when and under which etcd lease it was written."""
+    return (
+        record.create_revision,
+        record.public_ips,
+        record.backend_type,
+        record.backend_data,
+        record.node_id,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flanneld_py.model import IPNetwork
+from flanneld_py.model import IPAddress, IPNetwork
 
 FEWEST_BITS = 2
 """A Network holds at least four subnets (flannel refuses a SubnetLen below its length + 2)."""
@@ -18,3 +18,7 @@ def leasable(subnet: IPNetwork, network: IPNetwork) -> bool:
         and subnet.prefixlen >= network.prefixlen + FEWEST_BITS
         and subnet.network_address in network
     )
+
+
+def inside(address: IPAddress, network: IPNetwork) -> bool:
+    return address.version == network.version and address in network

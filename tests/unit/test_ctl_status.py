@@ -44,6 +44,7 @@ WELL: dict[str, Any] = {
     "networks": ["10.5.0.0/16"],
     "subnets": ["10.5.34.0/24"],
     "mtu": 1450,
+    "offloads": {},
     "external": {"name": "eth0", "mtu": 1500, "addresses": ["192.0.2.1"], "public": ["192.0.2.1"]},
     "lease": {"state": "held", "key": "10.5.34.0-24", "ttl": 86400, "etcd_lease": "1a", "reason": None},
     "registry": {
@@ -53,7 +54,7 @@ WELL: dict[str, Any] = {
         "since": MINUTE_AGO,
         "error": None,
     },
-    "peers": {"count": 3, "bad": {}, "bad_count": 0},
+    "peers": {"count": 3, "held": 0, "bad": {}, "bad_count": 0},
     "drift": {"repaired": {}, "ops": {"set": 9, "del": 0}, "failed": []},
     "problems": [],
 }
@@ -108,7 +109,7 @@ def test_all_on_one_screen() -> None:
         "flanneld-py 0.1.0: in sync, ready (pid 4711, prefix /coreos.com/network, "
         "node 0123456789abcdef0123456789abcdef)",
         "",
-        "  backend    vxlan in 10.5.0.0/16",
+        "  backend    vxlan in 10.5.0.0/16 (IPv4)",
         "  subnet     10.5.34.0/24, MTU 1450",
         "  interface  eth0 192.0.2.1, MTU 1500",
         "  lease      held 10.5.34.0-24, TTL 1 d",
@@ -135,23 +136,43 @@ def test_drift_and_failures() -> None:
 
 
 def test_left_out_records() -> None:
-    text = shown(changed(peers={"count": 3, "bad": {"10.5.9.0-24": "PublicIP is missing"}, "bad_count": 1}))
+    text = shown(
+        changed(peers={"count": 3, "held": 0, "bad": {"10.5.9.0-24": "PublicIP is missing"}, "bad_count": 1})
+    )
     assert "3, 1 record left out:" in text
     assert "10.5.9.0-24  PublicIP is missing" in text
 
 
+def test_held_peers() -> None:
+    text = shown(changed(peers={"count": 9, "held": 8, "bad": {}, "bad_count": 0}))
+    assert "9, 8 of them held as many records vanished at once" in text
+
+
 def test_of_many_left_out_records_some_are_shown() -> None:
     bad = {f"10.5.{n}.0-24": "PublicIP is missing" for n in range(50)}
-    text = shown(changed(peers={"count": 3, "bad": bad, "bad_count": 10_000}))
+    text = shown(changed(peers={"count": 3, "held": 0, "bad": bad, "bad_count": 10_000}))
     assert "3, 10000 records left out:" in text
-    assert f"and {10_000 - SHOWN} more (--json lists 50)" in text
-    text = shown(changed(peers={"count": 3, "bad": bad, "bad_count": 50}))
-    assert f"and {50 - SHOWN} more (--json lists all)" in text
+    assert f"and {10_000 - SHOWN} more (flannelctl leases lists all)" in text
 
 
 def test_a_published_address_that_is_not_the_interfaces() -> None:
     external = {**WELL["external"], "public": ["203.0.113.5"]}
     assert "192.0.2.1, MTU 1500, published as 203.0.113.5" in shown(changed(external=external))
+
+
+def test_what_chose_the_interface() -> None:
+    external = {**WELL["external"], "how": "the default route"}
+    assert "  interface  eth0 192.0.2.1, MTU 1500, chosen by the default route\n" in shown(
+        changed(external=external)
+    )
+
+
+@pytest.mark.parametrize(
+    ("networks", "families"),
+    [(["fd00:5::/48"], "(IPv6)"), (["10.5.0.0/16", "fd00:5::/48"], "(IPv4 and IPv6)")],
+)
+def test_the_families_of_the_network(networks: list[str], families: str) -> None:
+    assert f"  backend    vxlan in {', '.join(networks)} {families}\n" in shown(changed(networks=networks))
 
 
 def test_before_anything_is_known() -> None:
@@ -165,7 +186,7 @@ def test_before_anything_is_known() -> None:
 def test_what_strangers_wrote_cannot_steer_the_terminal() -> None:
     evil = "\x1b]0;title\x07\n\r\u202e"
     status = changed(
-        peers={"count": 0, "bad": {evil: evil}, "bad_count": 1},
+        peers={"count": 0, "held": 0, "bad": {evil: evil}, "bad_count": 1},
         drift={"repaired": {}, "ops": {}, "failed": [{"op": evil, "error": evil}]},
         problems=[{"code": evil, "reason": evil, "fix": evil, "since": evil}],
         state=evil,
@@ -239,7 +260,7 @@ DAMAGED = {
     "half an object": json.dumps(changed(registry={"state": "in sync"})),
     "truth for a number": json.dumps(changed(mtu=True)),
     "problems of text": json.dumps(changed(problems=["config-missing"])),
-    "bad is a list": json.dumps(changed(peers={"count": 1, "bad": [], "bad_count": 0})),
+    "bad is a list": json.dumps(changed(peers={"count": 1, "held": 0, "bad": [], "bad_count": 0})),
 }
 
 

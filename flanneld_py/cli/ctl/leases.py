@@ -2,49 +2,136 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import click
 
-from flanneld_py.cli.ctl.control import read_status_file
+from flanneld_py.cli.ctl.control import ask, read_status_file
+from flanneld_py.cli.ctl.progress import waiting_for
 from flanneld_py.cli.ctl.settings import Settings, with_settings
-from flanneld_py.cli.ctl.text import count, duration, echo_json, table
-from flanneld_py.core.records import snapshot
-from flanneld_py.model import PerFamily, Record, Snapshot
+from flanneld_py.cli.ctl.shape import has_shape
+from flanneld_py.cli.ctl.text import count, duration, echo_json, printable, table
+from flanneld_py.core.admit import admit
+from flanneld_py.core.config import parse_config
+from flanneld_py.core.records import SUBNETS_PREFIX, config_entry, parse_key, snapshot
+from flanneld_py.errors import ConfigError, FlanneldError, RecordError
+from flanneld_py.model import FAMILIES, Listing, PerFamily, Record, Subnets
 
-HEADERS = ("", "SUBNET", "PUBLIC IP", "BACKEND", "VTEP MAC", "NODE")
-Row = tuple[str, ...]
-Lifetimes = Mapping[str, int | None]
-"""Key → seconds left; None: for ever."""
+HEADERS = ("SUBNET", "PUBLIC IP", "BACKEND", "NODE", "OWNER", "TIME LEFT", "STATE")
+MOST_UNASKED = 500
+"""Etcd leases whose time left is asked for unless it is forbidden: each is a request."""
+LONGEST_NODE = 12
+INDENT = "    "
+Lifetimes = Mapping[int, int]
+"""Etcd lease → seconds left, -1: has just ended."""
+Owner = Literal["this host", "flanneld-py", "flannel", "reserved", ""]
+SHAPE: dict[str, Any] = {
+    "prefix": (str,),
+    "node_id": (str,),
+    "judged": (bool,),
+    "rejected": {},
+    "doubtful": {},
+}
+"""What the daemon answers to `peers`."""
 
 
-@click.command()
-@click.option("--ttl", "with_ttl", is_flag=True, help="Ask for the time left too: one request per lease.")
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is made of the readable records."""
+
+    by: Literal["daemon", "config", "nobody"] = "nobody"
+    """The daemon of this host; the network config alone; or nobody, for want of a valid config."""
+    own: str = ""
+    """This host's node id, if known."""
+    rejected: Mapping[str, str] = field(default_factory=dict)
+    """Key → why it is no peer."""
+    doubtful: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One key below `subnets/`."""
+
+    key: str
+    subnets: Subnets
+    """Empty if the key names none."""
+    etcd_lease: int
+    record: Record | None
+    """None if it cannot be read."""
+    owner: Owner
+    reason: str = ""
+    """Why it is bad."""
+    doubt: str = ""
+
+    @property
+    def state(self) -> str:
+        return f"bad: {self.reason}" if self.reason else f"ok, but {self.doubt}" if self.doubt else "ok"
+
+
+@click.group(invoke_without_command=True)
+@click.option(
+    "--ttl/--no-ttl",
+    "with_ttl",
+    default=None,
+    help=f"The time left too, one request per lease.  [default: up to {MOST_UNASKED} leases]",
+)
 @click.option("--json", "as_json", is_flag=True, help="An object with the keys leases and bad.")
 @with_settings
-def leases(settings: Settings, with_ttl: bool, as_json: bool) -> int:
+def leases(settings: Settings, with_ttl: bool | None, as_json: bool) -> int:
     """Who holds which subnet, read from etcd.
 
-    This host's own lease is marked with *. Exit 0; 1 if a record cannot be used; 75 if etcd is not reached.
+    Of bad records, which are no peers, the reason is told; those that are bad for this host only are known
+    while its daemon runs. Exit 0; 1 if a record is bad; 75 if etcd is not reached.
     """
+    if click.get_current_context().invoked_subcommand is not None:
+        return 0
     registry = settings.registry()
-    listing = registry.list()
-    seen = snapshot(listing)
-    lifetimes = (
-        {
-            key: registry.time_to_live(record.etcd_lease) if record.etcd_lease else None
-            for key, record in seen.records.items()
-        }
-        if with_ttl
-        else None
-    )
-    own = own_node_id(settings)
+    with waiting_for(f"etcd {', '.join(settings.endpoints)}"):
+        listing = registry.list()
+        asked = {entry.etcd_lease for entry in listing.entries if entry.etcd_lease}
+        if with_ttl is None:
+            with_ttl = len(asked) <= MOST_UNASKED
+        lifetimes = {lease: registry.time_to_live(lease).left for lease in asked} if with_ttl else None
+    verdict = find_verdict(settings, listing)
+    rows = find_rows(listing, verdict)
     if as_json:
-        echo_json(to_json(seen, own, lifetimes))
+        echo_json(to_json(listing.revision, rows, verdict, lifetimes))
     else:
-        click.echo(render(seen, own, lifetimes, settings.prefix))
-    return 1 if seen.bad else 0
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        click.echo(render(listing.revision, rows, verdict, lifetimes, settings.prefix, width))
+    return 1 if any(row.reason for row in rows) else 0
+
+
+# --- what is made of the records ------------------------------------------------------------------
+
+
+def find_verdict(settings: Settings, listing: Listing) -> Verdict:
+    """That of this host's daemon, who alone knows what would harm this host; else that of the config."""
+    with suppress(FlanneldError):
+        told = ask(settings.control_socket, "peers")
+        if has_shape(told, SHAPE) and told["prefix"] == settings.prefix and told["judged"]:
+            return Verdict("daemon", told["node_id"], told["rejected"], told["doubtful"])
+    return judge(listing, own_node_id(settings))
+
+
+def judge(listing: Listing, own: str) -> Verdict:
+    """By the config in etcd, as a host would that has no lease and no networks of its own."""
+    entry = config_entry(listing)
+    try:
+        config = parse_config(entry.value) if entry is not None else None
+    except ConfigError:
+        config = None
+    if config is None:
+        return Verdict(own=own)
+    published = "" if config.backend_type in ("udp", "alloc") else config.backend_type
+    peers = admit(snapshot(listing), None, config, None, published)
+    return Verdict("config", own, peers.rejected, peers.doubtful)
 
 
 def own_node_id(settings: Settings) -> str:
@@ -53,64 +140,147 @@ def own_node_id(settings: Settings) -> str:
     return str(status.get("node_id") or "") if status.get("prefix") == settings.prefix else ""
 
 
-def render(seen: Snapshot, own: str, lifetimes: Lifetimes | None, prefix: str) -> str:
-    """A table of the records by subnet, one of the bad ones with their reason, and a line of totals."""
-    rows = [_row(record, own, lifetimes) for record in sorted(seen.records.values(), key=_by_subnet)]
-    headers = HEADERS if lifetimes is None else (*HEADERS, "TIME LEFT")
-    bad = [("!", key, reason) for key, reason in sorted(seen.bad.items())]
-    if not rows and not bad:
-        return f"no leases below {prefix}/subnets at revision {seen.revision}"
-    parts = [table(rows, headers)] if rows else []
-    if bad:
-        # A table of their own: the reasons are sentences.
-        parts.append(table(bad, ("", "BAD RECORD", "REASON")))
-    totals = count(len(rows), "lease") + (f", {count(len(bad), 'bad record')}" if bad else "")
-    return "\n\n".join((*parts, f"{totals} at revision {seen.revision}"))
+def find_rows(listing: Listing, verdict: Verdict) -> list[Row]:
+    """A row for each key, by address; those that name none come last."""
+    seen = snapshot(listing)
+    rows = []
+    for entry in listing.entries:
+        if not entry.key.startswith(SUBNETS_PREFIX):
+            continue
+        key = entry.key.removeprefix(SUBNETS_PREFIX)
+        record = seen.records.get(key)
+        rows.append(
+            Row(
+                key=key,
+                subnets=record.subnets if record else _subnets_of(key),
+                etcd_lease=entry.etcd_lease,
+                record=record,
+                owner=_owner(record, verdict.own) if record else "",
+                reason=seen.bad.get(key) or verdict.rejected.get(key, ""),
+                doubt=verdict.doubtful.get(key, ""),
+            )
+        )
+    return sorted(rows, key=_by_address)
 
 
-def to_json(seen: Snapshot, own: str, lifetimes: Lifetimes | None) -> dict[str, Any]:
-    """The same for programs; `ttl` in seconds (-1: has just ended, null: for ever) only when asked for."""
+def _subnets_of(key: str) -> Subnets:
+    with suppress(RecordError):
+        return parse_key(key)
+    return PerFamily()
+
+
+def _owner(record: Record, own: str) -> Owner:
+    if own and record.node_id == own:
+        return "this host"
+    if record.node_id:
+        return "flanneld-py"
+    return "flannel" if record.etcd_lease else "reserved"
+
+
+def _by_address(row: Row) -> tuple[object, ...]:
+    nets = [(net.version, int(net.network_address), net.prefixlen) for net in row.subnets.values()]
+    return not nets, nets, row.key
+
+
+# --- the views ------------------------------------------------------------------------------------
+
+
+def render(
+    revision: int,
+    rows: Sequence[Row],
+    verdict: Verdict,
+    lifetimes: Lifetimes | None,
+    prefix: str,
+    width: int | None = None,
+) -> str:
+    """A table and a line of totals; on a terminal of `width` columns long reasons get lines of their own."""
+    if not rows:
+        return f"no leases below {prefix}/subnets at revision {revision}"
+    lines = _table(rows, lifetimes, width)
+    bad, doubtful = sum(bool(row.reason) for row in rows), sum(bool(row.doubt) for row in rows)
+    totals = [count(len(rows) - bad, "lease")]
+    totals += [count(bad, "bad record")] if bad else []
+    totals += [f"{doubtful} doubtful"] if doubtful else []
+    lines += ["", f"{', '.join(totals)} at revision {revision}"]
+    if verdict.by != "daemon":
+        known = "the network config only" if verdict.by == "config" else "nothing: there is no valid config"
+        lines.append(f"no daemon answers on this host, so they were checked against {known}")
+    return "\n".join(lines)
+
+
+def _table(rows: Sequence[Row], lifetimes: Lifetimes | None, width: int | None) -> list[str]:
+    cells = [list(_cells(row, lifetimes)) for row in rows]
+    whole = table([line for lines in cells for line in lines], HEADERS).splitlines()
+    if width is None or all(len(line) <= width for line in whole):
+        return whole
+    short = [[(*first[:-1], first[-1].partition(" ")[0].rstrip(":,")), *more] for first, *more in cells]
+    header, *body = table([line for lines in short for line in lines], HEADERS).splitlines()
+    lines = [header]
+    for row, own in zip(rows, short, strict=True):
+        lines += body[: len(own)]
+        body = body[len(own) :]
+        text = printable(row.reason or row.doubt)
+        lines += textwrap.wrap(text, max(width, 40), initial_indent=INDENT, subsequent_indent=INDENT)
+    return lines
+
+
+def _cells(row: Row, lifetimes: Lifetimes | None) -> Iterator[tuple[str, ...]]:
+    """A line of the table, and a second one for the addresses of the other family."""
+    record, node = row.record, row.record.node_id if row.record else ""
+    subnets = _texts(row.subnets)
+    publics = _texts(record.public_ips) if record else []
+    yield (
+        subnets[0] if subnets else row.key or '""',
+        publics[0] if publics else "-",
+        (record.backend_type or "-") if record else "-",
+        (node if len(node) <= LONGEST_NODE else f"{node[:8]}…") or "-",
+        row.owner or "-",
+        _time_left(row, lifetimes),
+        row.state,
+    )
+    if len(subnets) > 1:
+        yield (subnets[1], publics[1] if len(publics) > 1 else "", "", "", "", "", "")
+
+
+def to_json(
+    revision: int, rows: Iterable[Row], verdict: Verdict, lifetimes: Lifetimes | None
+) -> dict[str, Any]:
+    """The same for programs; `ttl` in seconds (-1: has just ended, null: for ever) only if asked for."""
     return {
-        "revision": seen.revision,
-        "leases": [
-            {
-                "key": record.key,
-                "subnets": [str(subnet) for subnet in record.subnets.values()],
-                "public_ips": [str(ip) for ip in record.public_ips.values()],
-                "backend": record.backend_type,
-                "vtep_macs": list(record.vtep_macs.values()),
-                "node_id": record.node_id,
-                "etcd_lease": f"{record.etcd_lease:x}",
-                "own": bool(own) and record.node_id == own,
-                **({} if lifetimes is None else {"ttl": lifetimes[record.key]}),
-            }
-            for record in sorted(seen.records.values(), key=_by_subnet)
-        ],
-        "bad": dict(sorted(seen.bad.items())),
+        "revision": revision,
+        "checked_by": verdict.by,
+        "leases": [_to_json(row, lifetimes) for row in rows],
+        "bad": {row.key: row.reason for row in rows if row.reason},
     }
 
 
-def _row(record: Record, own: str, lifetimes: Lifetimes | None) -> Row:
-    row = (
-        "*" if own and record.node_id == own else "",
-        _joined(record.subnets),
-        _joined(record.public_ips),
-        record.backend_type or "udp or alloc",
-        _joined(record.vtep_macs),
-        record.node_id or "-",
-    )
-    return row if lifetimes is None else (*row, _time_left(lifetimes[record.key]))
+def _to_json(row: Row, lifetimes: Lifetimes | None) -> dict[str, Any]:
+    record = row.record
+    ttl = {} if lifetimes is None else {"ttl": lifetimes[row.etcd_lease] if row.etcd_lease else None}
+    return {
+        "key": row.key,
+        "subnets": _texts(row.subnets),
+        "public_ips": _texts(record.public_ips) if record else [],
+        "backend": record.backend_type if record else None,
+        "vtep_macs": _texts(record.vtep_macs) if record else [],
+        "node_id": record.node_id if record else "",
+        "etcd_lease": f"{row.etcd_lease:x}",
+        "owner": row.owner or None,
+        "own": row.owner == "this host",
+        **ttl,
+        "state": "bad" if row.reason else "ok",
+        "reason": row.reason or row.doubt or None,
+    }
 
 
-def _joined(values: PerFamily[Any]) -> str:
-    return " ".join(map(str, values.values())) or "-"
+def _texts(values: PerFamily[Any]) -> list[str]:
+    return [str(value) for family in FAMILIES if (value := values.get(family)) is not None]
 
 
-def _time_left(seconds: int | None) -> str:
-    if seconds is None:
+def _time_left(row: Row, lifetimes: Lifetimes | None) -> str:
+    if not row.etcd_lease:
         return "for ever"
+    if lifetimes is None:
+        return "-"
+    seconds = lifetimes[row.etcd_lease]
     return duration(seconds) if seconds >= 0 else "ended"
-
-
-def _by_subnet(record: Record) -> tuple[tuple[int, int, int], ...]:
-    return tuple((net.version, int(net.network_address), net.prefixlen) for net in record.subnets.values())

@@ -37,11 +37,11 @@ SHAPE: dict[str, Any] = {
         "endpoint": (str, None),
         "revision": (int, None),
     },
-    "peers": {"count": NUMBER, "bad": {}, "bad_count": NUMBER},
+    "peers": {"count": NUMBER, "held": NUMBER, "bad": {}, "bad_count": NUMBER},
     "drift": {"repaired": {}, "failed": [{"op": TEXT, "error": TEXT}]},
     "problems": [dict.fromkeys(("code", "reason", "fix", "since"), TEXT)],
 }
-"""What we read of a status (docs/architecture.md, "Status")."""
+"""What we need of a status (docs/architecture.md, "Status"); other keys came later, and may be missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,12 @@ def _backend(status: Mapping[str, Any]) -> Iterator[str]:
     if status["backend"] is None:
         yield "none: no valid network config yet"
     else:
-        yield f"{status['backend']} in {', '.join(status['networks'])}"
+        networks = status["networks"]
+        families = " and ".join(dict.fromkeys("IPv6" if ":" in net else "IPv4" for net in networks))
+        yield f"{status['backend']} in {', '.join(networks)} ({families})"
+    offloads = status.get("offloads")
+    for dev, how in offloads.items() if isinstance(offloads, dict) else ():
+        yield f"checksum offload of {printable(dev)}: {printable(how)}"
 
 
 def _subnets(status: Mapping[str, Any]) -> Iterator[str]:
@@ -182,7 +187,8 @@ def _external(external: Mapping[str, Any] | None) -> Iterator[str]:
     text = f"{printable(external['name'])} {' '.join(external['addresses'])}, MTU {external['mtu']}"
     if external["public"] != external["addresses"]:
         text += f", published as {' '.join(external['public'])}"
-    yield text
+    how = external.get("how")
+    yield f"{text}, chosen by {printable(how)}" if how else text
 
 
 def _lease(lease: Mapping[str, Any]) -> Iterator[str]:
@@ -205,10 +211,11 @@ def _registry(registry: Mapping[str, Any], now: datetime) -> Iterator[str]:
 def _peers(peers: Mapping[str, Any]) -> Iterator[str]:
     bad: Mapping[str, str] = peers["bad"]
     number = max(peers["bad_count"], len(bad))
-    yield str(peers["count"]) + (
-        click.style(f", {count(number, 'record')} left out:", "yellow") if bad else ""
-    )
-    yield from _some([f"{printable(key)}  {printable(reason)}" for key, reason in bad.items()], number)
+    remarks = f", {peers['held']} of them held as many records vanished at once" if peers["held"] else ""
+    remarks += f", {count(number, 'record')} left out:" if bad else ""
+    yield str(peers["count"]) + (click.style(remarks, "yellow") if remarks else "")
+    rows = [f"{printable(key)}  {printable(reason)}" for key, reason in bad.items()]
+    yield from _some(rows, number, "flannelctl leases lists all")
 
 
 def _drift(drift: Mapping[str, Any]) -> Iterator[str]:
@@ -221,20 +228,19 @@ def _drift(drift: Mapping[str, Any]) -> Iterator[str]:
     if failed:
         text += click.style(f"; {count(len(failed), 'op')} failing:", "red")
     yield text
-    yield from _some([f"{printable(row['op'])}: {printable(row['error'])}" for row in failed])
+    rows = [f"{printable(row['op'])}: {printable(row['error'])}" for row in failed]
+    yield from _some(rows, len(failed), "--json lists all")
 
 
 def _noun(table: str) -> str:
     return next((noun for name, noun in NOUNS.items() if name == table), printable(table))
 
 
-def _some(rows: list[str], number: int | None = None) -> Iterator[str]:
-    """`number`: how many there are, of which the rows may be but some."""
-    number = len(rows) if number is None else number
+def _some(rows: list[str], number: int, others: str) -> Iterator[str]:
+    """`number`: how many there are, of which the rows may be but some; `others`: where the rest is found."""
     yield from (f"  {row}" for row in rows[:SHOWN])
     if number > SHOWN:
-        listed = "all" if number == len(rows) else len(rows)
-        yield f"  and {number - SHOWN} more (--json lists {listed})"
+        yield f"  and {number - SHOWN} more ({others})"
 
 
 def _problems(problems: list[Mapping[str, Any]], now: datetime) -> Iterator[str]:
