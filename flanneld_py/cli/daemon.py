@@ -14,7 +14,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from flanneld_py.errors import FlanneldError, HostError, RegistryError, UsageError
+from flanneld_py.errors import FlanneldError, HostError
 
 if TYPE_CHECKING:
     from flanneld_py.daemon.run import Daemon
@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     signal.setitimer(signal.ITIMER_REAL, 0)
     if daemon is not None:
         code = daemon.run()
+        if daemon.ended_by is not None:
+            _say(str(daemon.ended_by))
     # gRPC's own clean-up can wait for a server that hangs; nothing of ours is left to do.
     os._exit(code)
 
@@ -81,7 +83,7 @@ def _start(argv: Sequence[str] | None) -> tuple[Daemon | None, int]:
     except FlanneldError as error:
         number = _limit(error.__cause__ or error.__context__)
         _say(f"{error}; {LIMITS[number]}" if number else str(error))
-        return None, EX_CONFIG if number else exit_code(error)
+        return None, EX_CONFIG if number else error.exit_code
     except (OSError, RuntimeError, MemoryError, ImportError) as error:
         reason, code = explain(error)
         _say(f"cannot start: {reason}")
@@ -93,17 +95,13 @@ def _from_command_line(argv: Sequence[str] | None) -> tuple[Daemon | None, int]:
 
     import click  # noqa: PLC0415
 
-    from flanneld_py.cli.daemonflags import BOOLEANS, command  # noqa: PLC0415
-    from flanneld_py.core.goflags import normalise  # noqa: PLC0415
+    from flanneld_py.cli import daemonflags  # noqa: PLC0415
 
     try:
-        arguments = normalise(sys.argv[1:] if argv is None else argv, BOOLEANS)
-        made: Daemon | int | None = command.main(arguments, prog_name="flanneld-py", standalone_mode=False)
+        return daemonflags.start(sys.argv[1:] if argv is None else argv), os.EX_OK
     except click.ClickException as error:
         _say(error.format_message())
         return None, EX_USAGE
-    # click's own --help returns a number.
-    return (None, made or os.EX_OK) if made is None or isinstance(made, int) else (made, os.EX_OK)
 
 
 def _open_standard_streams() -> None:
@@ -136,17 +134,6 @@ def _require_limits() -> None:
                 f"({errno.errorcode[number]}); {LIMITS[number]}"
             )
         resource.setrlimit(kind, (needed, hard))
-
-
-def exit_code(error: FlanneldError) -> int:
-    """The exit code that tells a service manager whether a restart can help."""
-    match error:
-        case UsageError():
-            return EX_USAGE
-        case HostError() | RegistryError():
-            return EX_CONFIG
-        case _:
-            return os.EX_SOFTWARE
 
 
 def explain(error: Exception) -> tuple[str, int]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from ipaddress import ip_address
 
+from flanneld_py.core.ownership import link_alias
 from flanneld_py.core.records import why_unreachable
 from flanneld_py.errors import HostError, HostNotReady, UsageError
 from flanneld_py.model import (
@@ -17,6 +22,8 @@ from flanneld_py.model import (
     PerFamily,
 )
 
+_OVERLAY = re.compile(r"flannel(-v6)?\.(\d+|ipip)|flannel\d+|flannel-wg(-v6)?")
+"""What flannel and this daemon call the devices they make."""
 _PUBLIC_FLAGS: dict[Family, str] = {4: "--public-ip", 6: "--public-ipv6"}
 
 
@@ -25,35 +32,49 @@ def select(
     *,
     families: Sequence[Family],
     iface: Sequence[str] = (),
+    iface_regex: Sequence[str] = (),
+    can_reach: str = "",
     public_ip: str = "",
     public_ipv6: str = "",
+    registry: IPAddress | None = None,
 ) -> External:
     """Choose as flannel does.
 
-    The first `iface` that fits; without any, the interface of the public address; else of the default route.
+    The first of `iface`, then of `iface_regex`, then `can_reach` that fits; without any, the interface of the
+    public address; else of the way to etcd, if that shall count; else of the default route.
 
     Args:
-        facts: the host's interfaces.
+        facts: the host's interfaces, with the ways to `can_reach` and `registry`.
         families: those that the config uses.
         iface: values of --iface, IP addresses or interface names, in order of preference.
+        iface_regex: values of --iface-regex, searched in addresses, then in names.
+        can_reach: --iface-can-reach, or empty.
         public_ip: --public-ip, or empty; an address no interface has (NAT) goes together with `iface` only.
         public_ipv6: the same for IPv6.
+        registry: the address of etcd, if the interface that reaches it is to be preferred.
 
     Raises:
         UsageError: a public address is no address of its family, or none that peers could reach.
         HostError: nothing fits; the message lists the interfaces there are, and the flag to set.
-        HostNotReady: the same, but only an address or the default route is missing, which may come.
+        HostNotReady: the same, but only an address or a route is missing, which may come.
     """
     published = _published(public_ip, public_ipv6)
     wanted = {family: published[family] for family in families if family in published}
-    if not iface:
+    tries = [
+        *(partial(_by_iface, facts, families, text, wanted) for text in iface),
+        *(partial(_by_pattern, facts, families, text, wanted) for text in iface_regex),
+        *(partial(_by_reach, facts, families, text, wanted) for text in (can_reach,) if text),
+    ]
+    if not tries:
         if wanted:
             return _by_public(facts, families, wanted)
+        if registry is not None:
+            return _by_way(facts, families, f"the route to etcd ({registry})", registry, {})
         return _by_default_route(facts, families)
     failures: list[HostError] = []
-    for text in iface:
+    for attempt in tries:
         try:
-            return _by_iface(facts, families, text, wanted)
+            return attempt()
         except HostError as failure:
             failures.append(failure)
     may_come = any(isinstance(failure, HostNotReady) for failure in failures)
@@ -66,7 +87,7 @@ def _published(public_ip: str, public_ipv6: str) -> dict[Family, IPAddress]:
     given: tuple[tuple[Family, str], ...] = ((4, public_ip), (6, public_ipv6))
     for family, text in given:
         if text:
-            address = _address(text)
+            address = address_of(text)
             if address is None or address.version != family:
                 raise UsageError(f"{_PUBLIC_FLAGS[family]} {text!r}: expected an IPv{family} address")
             reason = why_unreachable(address)
@@ -78,13 +99,31 @@ def _published(public_ip: str, public_ipv6: str) -> dict[Family, IPAddress]:
     return published
 
 
+@cache
+def pattern_of(text: str) -> re.Pattern[str]:
+    """The regular expression of an --iface-regex.
+
+    Raises:
+        ValueError: Python cannot read it as flannel's library would.
+    """
+    if "[[:" in text:  # to Python a set of these characters, silently
+        raise ValueError("expected a regular expression without classes such as [[:digit:]]; write [0-9]")
+    with warnings.catch_warnings():
+        # What a later Python may read differently is no news to whoever reads the log.
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            return re.compile(text)
+        except re.error as error:
+            raise ValueError(f"expected a regular expression: {error}") from None
+
+
 # --- ways to find the interface -------------------------------------------------------------------
 
 
 def _by_iface(
     facts: HostFacts, families: Sequence[Family], text: str, wanted: Mapping[Family, IPAddress]
 ) -> External:
-    address = _address(text)
+    address = address_of(text)
     if address is not None:
         return _by_address(facts, families, f"--iface {text}", address, wanted)
     for link in facts.links:
@@ -133,13 +172,70 @@ def _by_public(facts: HostFacts, families: Sequence[Family], wanted: Mapping[Fam
         raise HostError(f"{failure}{_advice(facts)}") from None
 
 
+def _by_pattern(
+    facts: HostFacts, families: Sequence[Family], text: str, wanted: Mapping[Family, IPAddress]
+) -> External:
+    """The first interface of which an address of each family matches, else whose name does."""
+    flag = f"--iface-regex {text!r}"
+    found = pattern_of(text).search
+    # The overlay's own devices have addresses of the Network, which is no reason to take one.
+    links = sorted((link for link in facts.links if not is_overlay(link)), key=lambda link: link.index)
+    for link in links:
+        matching = {
+            family: ip
+            for family in families
+            if (ip := next((ip for ip in _ranked(link, family) if found(str(ip))), None)) is not None
+        }
+        if len(matching) == len(families):
+            return _external(link, families, flag, matching, wanted)
+    for link in links:
+        if found(link.name):
+            return _external(link, families, flag, {}, wanted)
+    both = " and one of IPv6" if len(families) > 1 else ""
+    raise HostError(f"{flag} matches no usable address{both} and no name of an interface")
+
+
+def _by_reach(
+    facts: HostFacts, families: Sequence[Family], text: str, wanted: Mapping[Family, IPAddress]
+) -> External:
+    return _by_way(facts, families, f"--iface-can-reach {text}", ip_address(text), wanted)
+
+
+def _by_way(
+    facts: HostFacts,
+    families: Sequence[Family],
+    flag: str,
+    destination: IPAddress,
+    wanted: Mapping[Family, IPAddress],
+) -> External:
+    """The interface by which an address is reached, with the address that the kernel would use there."""
+    way = facts.ways.get(destination)
+    link = next((link for link in facts.links if way is not None and link.name == way.dev), None)
+    if way is None or link is None:
+        raise HostNotReady(f"{flag}: there is no route to it")
+    if is_loopback(link):
+        raise HostError(f"{flag} is an address of this host itself: expected one that others have")
+    source = way.source
+    fixed: dict[Family, IPAddress] = {}
+    if source is not None and why_unreachable(source) is None and _holder(facts, source) is link:
+        fixed = {family: source for family in families if family == source.version}
+    return _external(link, families, flag, fixed, wanted)
+
+
 def _by_default_route(facts: HostFacts, families: Sequence[Family]) -> External:
     devices = {
         device: family
         for family in reversed(families)
         if (device := facts.default_devices.get(family)) is not None
     }
-    links = [link for link in facts.links if link.name in devices and not _is_loopback(link)]
+    for family in families:
+        besides = facts.default_devices_besides.get(family)
+        if besides:
+            ways = ", ".join((str(facts.default_devices.get(family)), *besides))
+            raise HostError(
+                f"the IPv{family} default route leads by several interfaces, {ways}{_advice(facts)}"
+            )
+    links = [link for link in facts.links if link.name in devices and not is_loopback(link)]
     if not links:
         raise HostNotReady(f"no default route leads out of this host{_advice(facts)}")
     if len(links) > 1:
@@ -178,11 +274,16 @@ def _external(
         addresses=PerFamily(own.get(4), own.get(6)),
         public=PerFamily(wanted.get(4, own.get(4)), wanted.get(6, own.get(6))),
         mac=link.mac,
+        how=way,
     )
 
 
 def _best(link: LinkFacts, family: Family) -> IPAddress | None:
-    """Of unicast addresses that are not deprecated, the first of the best rank."""
+    return next(iter(_ranked(link, family)), None)
+
+
+def _ranked(link: LinkFacts, family: Family) -> list[IPAddress]:
+    """The unicast addresses that are not deprecated, the best rank first."""
     eligible = [
         facts
         for facts in link.addresses
@@ -190,7 +291,19 @@ def _best(link: LinkFacts, family: Family) -> IPAddress | None:
         and not facts.deprecated
         and why_unreachable(facts.address.ip) is None
     ]
-    return min(eligible, key=_rank).address.ip if eligible else None
+    return [facts.address.ip for facts in sorted(eligible, key=_rank)]
+
+
+def in_use_first(facts: HostFacts, in_use: Collection[IPAddress]) -> HostFacts:
+    """The same host, but of equally good addresses `select` prefers those in use.
+
+    The kernel lists the newest IPv6 address first: one that is added must not become the published one.
+    """
+    links = (
+        replace(link, addresses=tuple(sorted(link.addresses, key=lambda held: held.address.ip not in in_use)))
+        for link in facts.links
+    )
+    return replace(facts, links=tuple(links))
 
 
 def _rank(facts: AddressFacts) -> tuple[bool, bool, bool]:
@@ -205,11 +318,16 @@ def _holder(facts: HostFacts, address: IPAddress) -> LinkFacts | None:
     return None
 
 
-def _is_loopback(link: LinkFacts) -> bool:
+def is_loopback(link: LinkFacts) -> bool:
     return link.name == "lo" or any(held.address.ip.is_loopback for held in link.addresses)
 
 
-def _address(text: str) -> IPAddress | None:
+def is_overlay(link: LinkFacts) -> bool:
+    """Whether it is a device of flannel's, or of a daemon like this one."""
+    return link.alias.startswith(link_alias("")) or _OVERLAY.fullmatch(link.name) is not None
+
+
+def address_of(text: str) -> IPAddress | None:
     try:
         return None if "%" in text else ip_address(text)
     except ValueError:
@@ -222,7 +340,7 @@ def _advice(facts: HostFacts, most: int = 20) -> str:
         f"{link.name} ({', '.join(str(held.address.ip) for held in link.addresses) or 'no address'})"
         for link in facts.links
         # The overlay itself is never what carries it.
-        if not _is_loopback(link) and link.kind != "vxlan"
+        if not is_loopback(link) and link.kind != "vxlan"
     ]
     if not candidates:
         return "; this host has no interface but loopback: set one up, then name it with --iface"

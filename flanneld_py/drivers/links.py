@@ -15,7 +15,7 @@ from flanneld_py.drivers import rtmessages as rt
 from flanneld_py.drivers.netlink import U32, NetlinkSocket, attributes
 from flanneld_py.model import AddressFacts, Family, IPNetwork, NextHop
 
-IFF_UP = 0x1
+IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_F_SECONDARY, IFA_F_DEPRECATED, IFA_F_PERMANENT = 0x01, 0x20, 0x80
 SCOPES: dict[int, Literal["global", "link", "host"]] = {0: "global", 253: "link", 254: "host"}
@@ -29,6 +29,7 @@ class Device:
     index: int
     name: str
     up: bool
+    carrier: bool
     mtu: int
     mac: str
     kind: str
@@ -59,6 +60,8 @@ class FoundRoute(NamedTuple):
     """0 as before."""
     nexthop: int
     """Id of its nexthop object; 0: none."""
+    kind: int = rt.RTN_UNICAST
+    """RTN_* of linux/rtnetlink.h."""
 
     @property
     def destination(self) -> IPNetwork:
@@ -68,6 +71,11 @@ class FoundRoute(NamedTuple):
     def is_usual(self) -> bool:
         """Whether it stands where one of ours would."""
         return self.mark[1:] == (0, rt.METRIC[4 if len(self.base) == 4 else 6])
+
+    @property
+    def is_blackhole(self) -> bool:
+        """Whether it is one of ours that drop what no better route takes."""
+        return self.kind == rt.RTN_BLACKHOLE and self.mark[1:] == (0, rt.BLACKHOLE_METRIC)
 
     def describe(self) -> str:
         """As `ip route` would, with a space before: ` via 192.0.2.77 dev eth0 proto static`."""
@@ -90,6 +98,7 @@ def _device(datagram: bytes, start: int, end: int) -> Device:
         index=index,
         name=text(found.get(rt.IFLA_IFNAME, b"")),
         up=bool(flags & IFF_UP),
+        carrier=bool(flags & IFF_LOWER_UP),
         mtu=number(found.get(rt.IFLA_MTU)),
         mac=found.get(rt.IFLA_ADDRESS, b"").hex(":"),
         kind=text(info.get(rt.IFLA_INFO_KIND, b"")),
@@ -170,48 +179,22 @@ def read_addresses(netlink: NetlinkSocket) -> dict[int, list[AddressFacts]]:
     return addresses
 
 
-def read_default_device(netlink: NetlinkSocket, family: Family, names: dict[int, str]) -> str | None:
-    """Device of the first default route of table main that can carry packets now."""
-    request = rt.RTMSG.pack(rt.AF[family], 0, 0, 0, rt.RT_TABLE_MAIN, 0, 0, rt.RTN_UNICAST, 0)
-    for datagram, start, end in netlink.dump("routes", rt.RTM_GETROUTE, request, rt.NO_ROUTES):
-        if datagram[start] != rt.AF[family] or datagram[start + 1] != 0:
-            continue  # not of this family, or longer than a default route
-        flags = rt.RTMSG.unpack_from(datagram, start)[-1]
-        found = attributes(datagram, start + rt.RTMSG.size, end)
-        hops = _multipath(found[rt.RTA_MULTIPATH]) if rt.RTA_MULTIPATH in found else []
-        if rt.RTA_OIF in found:
-            hops = [(flags, number(found[rt.RTA_OIF]))]
-        for hop_flags, index in hops:
-            if not hop_flags & (rt.RTNH_F_DEAD | rt.RTNH_F_LINKDOWN) and index in names:
-                return names[index]
-    return None
-
-
 def read_main_routes(
-    netlink: NetlinkSocket, family: Family, name_of: Callable[[int], str], protocol: int = 0
+    netlink: NetlinkSocket, family: Family, name_of: Callable[[int], str], protocol: int = 0, kind: int = 0
 ) -> Iterator[FoundRoute]:
-    """The routes of table main, all or of one protocol."""
-    request = rt.RTMSG.pack(rt.AF[family], 0, 0, 0, rt.RT_TABLE_MAIN, protocol, 0, 0, 0)
+    """The routes of table main, all or of one protocol, all or of one type."""
+    request = rt.RTMSG.pack(rt.AF[family], 0, 0, 0, rt.RT_TABLE_MAIN, protocol, 0, kind, 0)
     for datagram, start, end in netlink.dump("routes", rt.RTM_GETROUTE, request, rt.NO_ROUTES):
-        owner, length, _, tos, _, made_by, _, kind, flags = rt.RTMSG.unpack_from(datagram, start)
+        owner, length, _, tos, _, made_by, _, type_, flags = rt.RTMSG.unpack_from(datagram, start)
         found = attributes(datagram, start + rt.RTMSG.size, end)
         if owner != rt.AF[family] or protocol not in (0, made_by) or rt.RTA_DST not in found:
             continue
         index = number(found.get(rt.RTA_OIF))
         hop = None
-        if kind == rt.RTN_UNICAST and rt.RTA_GATEWAY in found and index:
+        if type_ == rt.RTN_UNICAST and rt.RTA_GATEWAY in found and index:
             via = rt.address(found[rt.RTA_GATEWAY])
             hop = NextHop(name_of(index), via, bool(flags & rt.RTNH_F_ONLINK))
         mark = RouteMark(made_by, tos, number(found.get(rt.RTA_PRIORITY)))
         dev = name_of(index) if index else ""
-        yield FoundRoute(found[rt.RTA_DST], length, mark, hop, dev, index, number(found.get(rt.RTA_NH_ID)))
-
-
-def _multipath(payload: bytes) -> list[tuple[int, int]]:
-    """Flags and device index of each hop in an RTA_MULTIPATH."""
-    hops, offset = [], 0
-    while offset + rt.RTNEXTHOP.size <= len(payload):
-        length, flags, _, index = rt.RTNEXTHOP.unpack_from(payload, offset)
-        hops.append((flags, index))
-        offset += max(length + 3 & ~3, rt.RTNEXTHOP.size)
-    return hops
+        nexthop = number(found.get(rt.RTA_NH_ID))
+        yield FoundRoute(found[rt.RTA_DST], length, mark, hop, dev, index, nexthop, type_)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -132,7 +133,23 @@ WRONG = {
     "no endpoint": (["-etcd-endpoints", ","], {}, "--etcd-endpoints"),
     "no number": (["-v", "loud"], {}, "loud"),
     "no number in a variable": ([], {"FLANNELD_V": "loud"}, "loud"),
-    "no truth": (["--version=perhaps"], {}, "--version=perhaps: expected true or false"),
+    "no number in a variable of flannel's": ([], {"FLANNELD_HEALTHZ_PORT": "x"}, "FLANNELD_HEALTHZ_PORT 'x'"),
+    "no truth": (["--version=perhaps"], {}, "--version 'perhaps': expected true or false"),
+    "nearly a flag": (["--etcd-endpoint=x"], {}, "(did you mean --etcd-endpoints?)"),
+    "for Kubernetes": (["--kube-subnet-mgr"], {}, "keeps leases in etcd"),
+    "masquerade": (["-ip-masq"], {}, "--ip-masq=true: not in this version"),
+    "a short life": (
+        ["--subnet-lease-ttl=1s"],
+        {},
+        "--subnet-lease-ttl '1s': expected whole seconds, at least 5s",
+    ),
+    "margin": (
+        ["--subnet-lease-renew-margin=1440"],
+        {},
+        "--subnet-lease-renew-margin '1440': expected minutes",
+    ),
+    "pattern": (["--iface-regex=("], {}, "--iface-regex '(': expected a regular expression"),
+    "no way": (["--iface-can-reach=etcd"], {}, "--iface-can-reach 'etcd': expected an IP address"),
     "no address": (["--public-ip", "alpha"], {}, "--public-ip 'alpha'"),
     "loopback": (["--public-ip", "127.0.0.1"], {}, "--public-ip 127.0.0.1 is a loopback address"),
     "no prefix": (["--etcd-prefix", ""], {}, "--etcd-prefix: ''"),
@@ -146,6 +163,63 @@ def test_what_is_wrong_is_said_in_one_line(alpha: Host, case: str) -> None:
     ended = run(alpha, f"--state-dir={alpha.state_directory}", *args, env=variables)
     assert said in ended.line
     assert ended.code == USAGE
+
+
+def test_flannels_own_command_line_starts(lab: Lab, alpha: Host) -> None:
+    """As in a service file of flanneld, with every flag that etcd mode has."""
+    lab.etcd.put_config(config("vxlan"))
+    args = [
+        *("-iface-regex=^none$", "-public-ip", alpha.address, "-subnet-lease-renew-margin=0x1e"),
+        *("-ip-masq=false", "-ip-masq-fully-random-disable", "-iptables-resync", "5"),
+        *("-iptables-forward-rules=true", "-ip-blackhole-route", "-kube-subnet-mgr=false"),
+        *("-kube-api-url=", "-kubeconfig-file", "", "-net-config-path=/etc/kube-flannel/net-conf.json"),
+        *("-set-node-network-unavailable=1", "-healthz-ip=0.0.0.0", "-healthz-port", "0"),
+        *("-v=0", "-vmodule=main=2", "-log_backtrace_at="),
+    ]
+    daemon = alpha.start_daemon(args)
+    daemon.wait_ready()
+    (line,) = events(daemon, "no_forward_rules")
+    assert (line["level"], "no packet-filter rules are made" in line["reason"]) == ("info", True)
+    assert daemon.terminate() == 0
+    daemon = alpha.start_daemon(["-iptables-forward-rules=false"])
+    daemon.wait_ready()
+    assert not events(daemon, "no_forward_rules")
+
+
+def test_words_end_the_flags_and_that_is_said(lab: Lab, alpha: Host) -> None:
+    lab.etcd.put_config(config("vxlan"))
+    daemon = alpha.start_daemon(["--ip-blackhole-route", "true", "--iface=nonsense"])
+    daemon.wait_ready()
+    (line,) = events(daemon, "arguments_ignored")
+    assert (line["level"], line["arguments"]) == ("warning", 2)
+    assert line["reason"] == (
+        "'true' is no flag: it and what follows it is ignored, as flannel does; "
+        "a boolean's value goes with it: --flag=true"
+    )
+
+
+def test_a_prefix_without_a_slash_is_meant_so_and_that_is_said(lab: Lab, alpha: Host) -> None:
+    text = json.dumps(config("vxlan"))
+    lab.etcd.ctl("put", "test/without/slash/config", text)
+    daemon = alpha.start_daemon(["--etcd-prefix=test/without/slash/"])
+    daemon.wait_ready()
+    (line,) = events(daemon, "prefix_without_slash")
+    assert line["level"] == "warning"
+    assert "the config is read from the key 'test/without/slash/config'" in line["reason"]
+    assert daemon.terminate() == 0
+    lab.etcd.ctl("del", "--prefix", "test/without/")
+
+
+def test_a_password_is_never_in_the_log(alpha: Host) -> None:
+    secret = alpha.directory / "secret"
+    secret.write_text("s3cret-of-file\n")
+    user = "--etcd-username=u"
+    for args in ([user, "--etcd-password=s3cret"], [user, f"--etcd-password-file={secret}"]):
+        daemon = alpha.start_daemon([*args, "-v=1"])
+        wait_status(daemon, "a status", bool)
+        assert daemon.terminate() == 0
+        assert "s3cret" not in daemon.log_text()
+        assert "s3cret" not in alpha.status_file.read_text()
 
 
 # --- a host on which a start is pointless ---------------------------------------------------------

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from flanneld_py.cli.daemon import EX_CONFIG, EX_USAGE, OPEN_FILES, exit_code, explain
+from flanneld_py.cli.daemon import EX_CONFIG, EX_USAGE, OPEN_FILES, explain
 from flanneld_py.errors import FlanneldError, HostError, KernelError, Refused, UsageError
 
 LIMITED = {
@@ -53,7 +53,7 @@ def test_what_is_unknown_is_a_defect(error: Exception) -> None:
     ],
 )
 def test_exit_codes(error: FlanneldError, code: int) -> None:
-    assert exit_code(error) == code
+    assert error.exit_code == code
 
 
 def start(script: str, *wrapper: str) -> subprocess.CompletedProcess[str]:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface
 from typing import Any
 
@@ -12,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flanneld_py.core.ifselect import select
-from flanneld_py.errors import HostError, UsageError
-from flanneld_py.model import AddressFacts, External, Family, HostFacts, IPAddress, LinkFacts, PerFamily
+from flanneld_py.core.ifselect import in_use_first, pattern_of, select
+from flanneld_py.errors import HostError, HostNotReady, UsageError
+from flanneld_py.model import AddressFacts, External, Family, HostFacts, IPAddress, LinkFacts, PerFamily, Way
 
 V4: tuple[Family, ...] = (4,)
 V6: tuple[Family, ...] = (6,)
@@ -156,6 +157,110 @@ def test_a_host_with_many_interfaces_lists_some_of_them() -> None:
     assert "eth20 " not in message
 
 
+# --- by pattern -----------------------------------------------------------------------------------
+
+
+def by_pattern(*patterns: str, facts: HostFacts = HOST, families: tuple[Family, ...] = V4) -> External:
+    return select(facts, families=families, iface_regex=patterns)
+
+
+def test_T35_by_a_pattern_for_addresses() -> None:
+    assert addresses(by_pattern(r"192\.168\.200\.\d+")) == ("dummy0", "192.168.200.128", None)
+
+
+def test_T36_by_a_pattern_for_names() -> None:
+    assert addresses(by_pattern(r"dummy\d+")) == ("dummy0", "1.10.100.1", None)
+
+
+def test_addresses_come_before_names_and_the_best_rank_first() -> None:
+    assert addresses(by_pattern("^10")) == ("eth0", "10.0.2.15", None)
+    named = link("x172", "10.1.1.1/24", index=2)
+    other = link("eth9", address("172.16.0.1/16", secondary=True), "172.16.0.2/16", index=9)
+    assert addresses(by_pattern("172", facts=HostFacts((named, other)))) == ("eth9", "172.16.0.2", None)
+
+
+def test_patterns_go_by_the_index_of_interfaces() -> None:
+    facts = HostFacts((link("b", "10.0.0.2/24", index=7), link("a", "10.0.0.1/24", index=3)))
+    assert by_pattern("^10", facts=facts).name == "a"
+
+
+def test_both_families_must_match_on_one_interface() -> None:
+    assert addresses(by_pattern("^1[.]10|^2001", families=DUAL)) == ("dummy0", "1.10.100.1", "2001:db8::1")
+    with pytest.raises(HostError, match=r"^--iface-regex '2001' matches no usable address and one of IPv6"):
+        by_pattern("2001", families=DUAL)
+    assert addresses(by_pattern("2001", families=V6)) == ("dummy0", None, "2001:db8::1")
+
+
+def test_the_overlay_itself_matches_nothing() -> None:
+    own = link("flannel.1", "10.5.1.0/32", index=1)
+    assert by_pattern("^10", facts=HostFacts((own, ETH0))).name == "eth0"
+    with pytest.raises(HostError, match=r"^--iface-regex 'flannel' matches no"):
+        by_pattern("flannel", facts=HostFacts((own, ETH0)))
+
+
+def test_patterns_come_after_names_and_before_the_way() -> None:
+    found = select(HOST, families=V4, iface=["eth7"], iface_regex=["no", "dummy"], can_reach="8.8.8.8")
+    assert (found.name, found.how) == ("dummy0", "--iface-regex 'dummy'")
+    found = select(HOST, families=V4, iface=["eth0"], iface_regex=["dummy"])
+    assert (found.name, found.how) == ("eth0", "--iface eth0")
+
+
+@pytest.mark.parametrize("text", ["(", "*", "[z-a]", "[[:alpha:]]+", r"\Q10.\E"])
+def test_patterns_that_cannot_be_meant(text: str) -> None:
+    with pytest.raises(ValueError, match="expected a regular expression"):
+        pattern_of(text)
+
+
+@pytest.mark.parametrize("text", ["", "a{2", r"^10\.\d+", "(?i)ETH", "[[]"])
+def test_patterns_that_can(text: str) -> None:
+    pattern_of(text)
+
+
+# --- by the way to an address ---------------------------------------------------------------------
+
+
+def reaching(way: Way | None, families: tuple[Family, ...] = V4, to: str = "192.0.2.9") -> External:
+    ways = {ip_address(to): way} if way is not None else {}
+    return select(replace(HOST, ways=ways), families=families, can_reach=to)
+
+
+def test_the_way_fixes_interface_and_address() -> None:
+    found = reaching(Way("dummy0", IPv4Address("172.16.31.200")))
+    assert addresses(found) == ("dummy0", "172.16.31.200", None)
+    assert found.how == "--iface-can-reach 192.0.2.9"
+
+
+def test_the_way_of_one_family_serves_both() -> None:
+    way = Way("dummy0", IPv4Address("172.16.31.200"))
+    assert addresses(reaching(way, DUAL)) == ("dummy0", "172.16.31.200", "2001:db8::1")
+    assert addresses(reaching(way, V6)) == ("dummy0", None, "2001:db8::1")
+    way = Way("eth0", IPv6Address("fd00:2::15"))
+    assert addresses(reaching(way, DUAL, "2001:db8:9::1")) == ("eth0", "10.0.2.15", "fd00:2::15")
+
+
+def test_a_source_of_another_interface_is_none_of_this() -> None:
+    assert addresses(reaching(Way("eth0", IPv4Address("172.16.31.200")))) == ("eth0", "10.0.2.15", None)
+    assert addresses(reaching(Way("eth0", None))) == ("eth0", "10.0.2.15", None)
+
+
+def test_no_way() -> None:
+    with pytest.raises(HostNotReady, match=r"^--iface-can-reach 192\.0\.2\.9: there is no route to it; set"):
+        reaching(None)
+    with pytest.raises(HostError, match="is an address of this host itself") as caught:
+        reaching(Way("lo", IPv4Address("10.0.2.15")))
+    assert not isinstance(caught.value, HostNotReady)
+
+
+def test_the_way_to_etcd_counts_when_nothing_is_named() -> None:
+    etcd = ip_address("192.0.2.9")
+    facts = replace(HOST, ways={etcd: Way("dummy0", IPv4Address("172.16.30.18"))})
+    found = select(facts, families=V4, registry=etcd)
+    assert addresses(found) == ("dummy0", "172.16.30.18", None)
+    assert found.how == "the route to etcd (192.0.2.9)"
+    assert select(facts, families=V4, registry=etcd, iface=["eth0"]).name == "eth0"
+    assert select(facts, families=V4, registry=etcd, public_ip="10.0.2.15").name == "eth0"
+
+
 # --- the default route ----------------------------------------------------------------------------
 
 
@@ -181,6 +286,16 @@ def test_default_routes_that_differ() -> None:
     assert message.startswith(
         "the default routes differ: IPv4 by eth0 and IPv6 by dummy0; set --iface to one of: eth0 ("
     )
+
+
+def test_a_default_route_by_several_interfaces() -> None:
+    facts = replace(HOST, default_devices_besides=PerFamily(("dummy0", "eth1")))
+    message = refusal(HostError, facts=facts, families=DUAL)
+    assert message.startswith(
+        "the IPv4 default route leads by several interfaces, eth0, dummy0, eth1; set --iface to one of: "
+    )
+    assert chosen(facts, V6).name == "eth0"
+    assert chosen(facts, iface=["dummy0"]).name == "dummy0"
 
 
 @pytest.mark.parametrize(
@@ -375,3 +490,19 @@ def test_whatever_is_chosen_can_work(
         assert not own.is_loopback
         given_public = public_ip if family == 4 else public_ipv6
         assert found.public.get(family) == (ip_address(given_public) if given_public else own)
+
+
+def test_of_equally_good_addresses_the_one_in_use_is_kept() -> None:
+    """The kernel lists the newest IPv6 address first."""
+    newest = link("eth0", "fd00:2::77/64", "fd00:2::15/64")
+    facts = HostFacts((newest,), PerFamily(None, "eth0"))
+    assert addresses(chosen(facts, V6)) == ("eth0", None, "fd00:2::77")
+    kept = in_use_first(facts, [ip_interface("fd00:2::15/64").ip])
+    assert addresses(chosen(kept, V6)) == ("eth0", None, "fd00:2::15")
+    assert in_use_first(facts, []) == facts
+
+
+def test_an_address_in_use_gives_way_to_a_better_one() -> None:
+    old = address("fd00:2::15/64", deprecated=True)
+    facts = HostFacts((link("eth0", "fd00:2::77/64", old),), PerFamily(None, "eth0"))
+    assert addresses(chosen(in_use_first(facts, [old.address.ip]), V6)) == ("eth0", None, "fd00:2::77")

@@ -1,0 +1,88 @@
+"""Whether etcd shows which interface carries the overlay: decided once, when the registry is known."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from flanneld_py.core.firstchoice import is_undisputed, prefers_registry
+from flanneld_py.core.ifselect import address_of
+from flanneld_py.daemon.inbox import Levels
+from flanneld_py.model import HostFacts, IPAddress
+
+
+def literal_addresses(endpoints: Sequence[str]) -> frozenset[IPAddress]:
+    """Addresses of etcd, as far as its URLs name them."""
+    return frozenset(ip for url in endpoints if (ip := address_of(_host(url))) is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What earlier runs left on this host."""
+
+    subnet_file: bool = False
+    mac: str = ""
+    """Of the external interface then."""
+
+
+class FirstChoice:
+    """`towards` is an address of etcd once the interface that reaches it has been decided for."""
+
+    def __init__(self, endpoints: Sequence[str], before: Before, *, is_asked: bool) -> None:
+        """`endpoints`: URLs of etcd; `is_asked`: whether no flag names the interface."""
+        hosts = [_host(url) for url in endpoints]
+        self.literals = literal_addresses(endpoints)
+        """Addresses of etcd, as far as they were given as such."""
+        self.towards: IPAddress | None = None
+        self.is_decided = not is_asked
+        self._before = before
+        self._all_literal = all(address_of(host) is not None for host in hosts)
+        self._in_use: IPAddress | None = None
+
+    def ask(self, levels: Levels) -> frozenset[IPAddress]:
+        """The addresses whose ways are to be known for `decide`."""
+        if self.is_decided:
+            return frozenset({self.towards} if self.towards is not None else ())
+        if levels.snapshot is not None and levels.registry.endpoint is not None:
+            self._in_use = _resolve(_host(levels.registry.endpoint))
+        return self.literals | frozenset({self._in_use} if self._in_use is not None else ())
+
+    def decide(self, facts: HostFacts, levels: Levels, node_id: str) -> None:
+        """Decide, if that can be done by now; what was decided stays.
+
+        Args:
+            facts: the host, with the ways that `ask` named.
+            levels: the same as `ask` had.
+            node_id: of this host.
+        """
+        if self.is_decided:
+            return
+        if self._all_literal and all(is_undisputed(facts, address) for address in self.literals):
+            self.is_decided = True
+        elif levels.snapshot is not None and levels.registry.endpoint is not None:
+            self.is_decided = True
+            if self._in_use is not None and prefers_registry(
+                facts,
+                self._in_use,
+                levels.snapshot,
+                node_id=node_id,
+                last_mac=self._before.mac,
+                is_fresh=not self._before.subnet_file,
+            ):
+                self.towards = self._in_use
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).hostname or ""
+
+
+def _resolve(host: str) -> IPAddress | None:
+    """One address of it; etcd has just been reached there, so its name is known."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return None
+    return ip_address(str(found[0][4][0]))

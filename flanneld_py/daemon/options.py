@@ -1,0 +1,40 @@
+"""What the command line asks of the daemon."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flanneld_py.core.leasepolicy import LeasePolicy
+from flanneld_py.drivers.etcd import EtcdSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line, parsed and checked."""
+
+    etcd: EtcdSettings
+    subnet_file: Path
+    state_dir: Path
+    node_id: str = ""
+    iface: tuple[str, ...] = ()
+    iface_regex: tuple[str, ...] = ()
+    iface_can_reach: str = ""
+    public_ip: str = ""
+    public_ipv6: str = ""
+    lease: LeasePolicy = field(default_factory=LeasePolicy)
+    wipe_grace: float = 60.0
+    """Seconds for which peers stay when etcd lost its data."""
+    blackhole: bool = False
+    """Whether packets to addresses of our own subnet that nobody has are dropped here."""
+    healthz_ip: str = "0.0.0.0"  # noqa: S104 - flannel's default, and off unless a port is given
+    healthz_port: int = 0
+    """0 or less: no health server."""
+
+    @property
+    def state_file(self) -> Path:
+        return self.state_dir / "state.json"
+
+    @property
+    def peers_file(self) -> Path:
+        return self.state_dir / "peers.json"
