@@ -12,8 +12,8 @@ from flanneld_py.model import Family
 
 Choice = TypeVar("Choice", bound=str | bool | int)
 
-LOWEST_MTU: dict[Family, int] = {4: 576, 6: 1280 + 70}
-"""Of the external interface: what any IPv4 host takes (RFC 791); IPv6's 1280 (RFC 8200) within vxlan."""
+LOWEST_MTU: dict[Family, int] = {4: 576, 6: 1280}
+"""Of the external interface: what any IPv4 host takes (RFC 791), and any link with IPv6 (RFC 8200)."""
 HIGHEST_MTU = 65_535
 
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from flanneld_py.core.admit import Peers, admit
 from flanneld_py.core.desired import desired, subnet_env
+from flanneld_py.core.linger import WIPE_GRACE
+from flanneld_py.core.subnetchoice import is_compatible
 from flanneld_py.daemon.inbox import Levels, Network
 from flanneld_py.model import Host, IPAddress, IPNetwork, OwnLease, Record, Scope, Snapshot, State
 
@@ -19,8 +21,14 @@ class Settings:
     prefix: str
     subnet_file: str
     ipmasq: bool = False
+    blackhole: bool = False
+    """Whether packets to addresses of our own subnet that no pod has are to be dropped here."""
     known_networks: tuple[IPNetwork, ...] = ()
     """Networks of earlier runs: what lies inside them may be ours."""
+    wipe_grace: float = WIPE_GRACE
+    """Seconds that peers stay when many left the registry at once; 0: not longer than one alone."""
+    last_peers: Snapshot | None = None
+    """Those of the last run, as it left them."""
 
 
 class Inputs(NamedTuple):
@@ -46,10 +54,20 @@ class Target(NamedTuple):
         return frozenset((*self.state.links, *(route.nexthop.dev for route in self.state.routes.values())))
 
 
-def inputs_of(levels: Levels) -> Inputs | None:
-    """None while a part is missing; nothing may be written then."""
-    network, host, own, snapshot = levels.network, levels.host, levels.lease.own, levels.snapshot
-    if network is None or host is None or own is None or snapshot is None:
+def inputs_of(levels: Levels, last: Inputs | None = None) -> Inputs | None:
+    """None while a part is missing; nothing may be written then.
+
+    Until the lease that a new config demands is held, the config of the `last` inputs stays in force: nothing
+    of ours goes before it is known what comes.
+    """
+    network, host, own, snapshot = levels.network, levels.fitting_host, levels.lease.own, levels.snapshot
+    if network is None or own is None or snapshot is None:
+        return None
+    if last is not None and not is_compatible(own.record, network.config):
+        network, host = last.network, last.host if host is None else host
+        if tuple(family for family, _ in host.external.addresses.items()) != network.config.families:
+            host = last.host
+    if host is None:
         return None
     return Inputs(network, host, own, snapshot)
 
@@ -71,7 +89,14 @@ def target_of(inputs: Inputs, departed: Collection[Record], settings: Settings) 
     peers = admit(snapshot, record, network.config, host, backend_type, departed)
     mtu = backend.mtu(host)
     text = subnet_env(network.config, record, mtu, ipmasq=settings.ipmasq)
-    state = desired(backend.desired, record, peers.accepted, host, (settings.subnet_file, text))
+    state = desired(
+        backend.desired,
+        record,
+        peers.accepted,
+        host,
+        (settings.subnet_file, text),
+        blackhole=settings.blackhole,
+    )
     return Target(state, peers, mtu, _scope(inputs, settings, state))
 
 
@@ -85,9 +110,12 @@ def _scope(inputs: Inputs, settings: Settings, state: State) -> Scope:
             adoptable[subnet] = adoptable.get(subnet, frozenset()) | frozenset(gateways)
     return Scope(
         prefix=settings.prefix,
-        networks=tuple(dict.fromkeys((*inputs.network.config.networks, *settings.known_networks))),
+        networks=tuple(
+            dict.fromkeys((*inputs.network.config.networks, *inputs.network.former, *settings.known_networks))
+        ),
         adoptable=adoptable,
         sysctls=frozenset(state.sysctls),
+        offloads=frozenset(state.offloads),
         files=frozenset(state.files),
         devices=frozenset(state.links),
     )

@@ -55,12 +55,12 @@ def test_none_of_the_choices(value: Any) -> None:
         options.one_of({"sourcecheck": value}, "SourceCheck", "strict", ("strict", True, False))
 
 
-@pytest.mark.parametrize(("value", "mtu"), [(None, 0), (0, 0), (1350, 1350), (65535, 65535)])
+@pytest.mark.parametrize(("value", "mtu"), [(None, 0), (0, 0), (1280, 1280), (65535, 65535)])
 def test_mtu(value: int | None, mtu: int) -> None:
     assert options.mtu({"mtu": value}, (4, 6)) == mtu
 
 
-@pytest.mark.parametrize("value", [-1, 1349, 65536, False, 1400.0, "1400"])
+@pytest.mark.parametrize("value", [-1, 1279, 65536, False, 1400.0, "1400"])
 def test_no_mtu(value: Any) -> None:
     with pytest.raises(ConfigError, match=r"^Backend\.MTU"):
         options.mtu({"mtu": value}, (4, 6))

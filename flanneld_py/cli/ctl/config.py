@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 import sys
 from collections.abc import Iterator
@@ -13,21 +12,21 @@ from typing import Any
 import click
 
 from flanneld_py.backends import backend_of
-from flanneld_py.backends.base import Backend
+from flanneld_py.backends.base import Backend, options_of
+from flanneld_py.cli.ctl.control import NoAnswer, ask
 from flanneld_py.cli.ctl.settings import Settings, with_settings
-from flanneld_py.cli.ctl.text import count, printable
-from flanneld_py.core import options
+from flanneld_py.cli.ctl.text import count
 from flanneld_py.core.config import EXAMPLE, parse_config
-from flanneld_py.core.records import CONFIG_KEY
+from flanneld_py.core.configchange import Settings as Changed
+from flanneld_py.core.configchange import overlaps_of, pending_reasons
+from flanneld_py.core.configkeys import unknown_keys
+from flanneld_py.core.hostfiles import parse_subnet_env
+from flanneld_py.core.records import CONFIG_KEY, config_entry, snapshot
+from flanneld_py.daemon.firstchoice import literal_addresses
+from flanneld_py.daemon.oldfiles import read_regular
 from flanneld_py.errors import ConfigError, FlanneldError, UsageError
-from flanneld_py.model import External, Host, IPAddress, NetworkConfig, PerFamily, SubnetRange
+from flanneld_py.model import External, Host, IPAddress, Listing, NetworkConfig, PerFamily, SubnetRange
 
-FIELDS = (
-    *("EnableIPv4", "EnableIPv6", "EnableNFTables", "Backend"),
-    *("Network", "SubnetLen", "SubnetMin", "SubnetMax"),
-    *("IPv6Network", "IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax"),
-)
-"""What core/config.py reads."""
 NOT_FOR_PODS = 3
 """IPv4 addresses of a subnet that no pod can have: base (the VTEP's), bridge, broadcast."""
 ETHERNET, JUMBO = 1500, 9000
@@ -49,7 +48,7 @@ def get(settings: Settings) -> int:
 
 @config.command("set")
 @click.argument("source", metavar="FILE|-|JSON")
-@click.option("--force", is_flag=True, help="Write it although it has unknown keys.")
+@click.option("--force", is_flag=True, help="Write it although something about it is doubtful.")
 @with_settings
 def set_(settings: Settings, source: str, force: bool) -> int:
     """Check a config and write it to etcd.
@@ -57,18 +56,22 @@ def set_(settings: Settings, source: str, force: bool) -> int:
     From a file, from standard input (-), or given literally:
 
     flannelctl config set '{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}'
+
+    Refused without --force: keys that mean nothing, and a Network that contains an address or gateway of this
+    host, or an etcd endpoint.
     """
     text = _read(source)
     checked = parse_config(text)
-    strangers = list(unknown_keys(checked, backend_of(checked)))
-    if strangers and not force:
-        raise ConfigError(f"{'; '.join(strangers)}; nothing was written (--force writes it all the same)")
-    for line in strangers:
+    doubts = list(doubts_about(settings, checked, backend_of(checked)))
+    if doubts and not force:
+        raise ConfigError(f"{'; '.join(doubts)}; nothing was written (--force writes it all the same)")
+    for line in doubts:
         click.echo(f"flannelctl: {line}", err=True)
-    written = settings.registry().put(CONFIG_KEY, text)
+    registry = settings.registry()
+    before = registry.list()
+    written = registry.put(CONFIG_KEY, text)
     click.echo(
-        f"{settings.config_name} written at revision {written.revision}; "
-        "daemons that have a config already apply it when they are restarted"
+        f"{settings.config_name} written at revision {written.revision}; {consequence(before, checked)}"
     )
     return 0
 
@@ -77,14 +80,30 @@ def set_(settings: Settings, source: str, force: bool) -> int:
 @click.argument("source", metavar="[FILE|-|JSON]", required=False)
 @with_settings
 def check(settings: Settings, source: str | None) -> int:
-    """Say what a config means; by default the one in etcd. Exit 1 if it is wrong or has unknown keys."""
+    """Say what a config means; by default the one in etcd. Exit 1 if something is wrong or doubtful."""
     checked = parse_config(_stored(settings) if source is None else _read(source))
     backend = backend_of(checked)
     click.echo("\n".join(explain(checked, backend)))
-    strangers = list(unknown_keys(checked, backend))
-    for line in strangers:
+    doubts = list(doubts_about(settings, checked, backend))
+    for line in doubts:
         click.echo(f"flannelctl: {line}", err=True)
-    return 1 if strangers else 0
+    return 1 if doubts else 0
+
+
+@config.command("apply")
+@with_settings
+def apply(settings: Settings) -> int:
+    """Take over a pending config on this host.
+
+    As a restart of the daemon would. When the host gets another subnet, its containers must be restarted.
+    Exit 1: nothing is pending, or no daemon runs.
+    """
+    try:
+        click.echo(ask(settings.control_socket, "apply-config"))
+    except NoAnswer as error:
+        advice = "start flanneld-py, or name its --subnet-file"
+        raise FlanneldError(f"no daemon to ask: {error}; {advice}") from None
+    return 0
 
 
 def _stored(settings: Settings) -> bytes:
@@ -114,22 +133,52 @@ def _read(source: str) -> str:
         raise ConfigError(f"{source}: not UTF-8 text: {error}") from None
 
 
-# --- unknown keys ---------------------------------------------------------------------------------
+# --- doubts and consequences ----------------------------------------------------------------------
 
 
-def unknown_keys(checked: NetworkConfig, backend: Backend) -> Iterator[str]:
-    """A line for each key that no daemon reads, with the nearest name that one would."""
-    top = options.unknown({key.casefold(): None for key in checked.unknown_keys}, FIELDS)
-    spelled = {key.casefold(): key for key in checked.unknown_keys}
-    for key, nearest in top.items():
-        yield _stranger(spelled[key], nearest)
-    known = vars(sys.modules[type(backend).__module__])["KEYS"]
-    for key, nearest in options.unknown(checked.backend_options, known).items():
-        yield _stranger(f"Backend.{key}", nearest and f"Backend.{nearest}")
+def doubts_about(settings: Settings, checked: NetworkConfig, backend: Backend) -> Iterator[str]:
+    """What is allowed and hardly meant: unknown keys, and a Network that is in use here already."""
+    # The kernel is asked by a module that takes 10 ms.
+    from flanneld_py.drivers.kernel import read_host  # noqa: PLC0415
+
+    yield from unknown_keys(checked, backend.keys)
+    facts = read_host()
+    own = parse_subnet_env(read_regular(settings.subnet_file) or "").subnets.values()
+    overlay = {link.name for link in facts.links if link.kind == "vxlan"}
+    yield from overlaps_of(
+        checked.networks,
+        addresses=[
+            held.address.ip for link in facts.links if link.name not in overlay for held in link.addresses
+        ],
+        gateways=facts.gateways,
+        registry=literal_addresses(settings.endpoints),
+        own=own,
+    )
 
 
-def _stranger(key: str, nearest: str) -> str:
-    return f"unknown key {printable(key)}" + (f": did you mean {nearest}?" if nearest else "")
+def consequence(before: Listing, fresh: NetworkConfig) -> str:
+    """What the hosts make of the new config."""
+    entry = config_entry(before)
+    try:
+        old = parse_config(entry.value) if entry else None
+        settings = Changed(old, options_of(backend_of(old))) if old else None
+    except ConfigError:
+        settings = None  # no host can have it in force
+    records = snapshot(before).records.values()
+    if settings is None or not records:
+        return "daemons take it over at once"
+    reasons = pending_reasons(
+        settings,
+        Changed(fresh, options_of(backend_of(fresh))),
+        PerFamily(),
+        [record.key for record in records if not record.node_id],
+    )
+    if not reasons:
+        return "daemons take it over at once, but for hosts whose subnet lies outside a range"
+    return (
+        f"pending on every host that runs, as {'; '.join(reasons)}: flannelctl config apply, or a restart, "
+        "takes it over there"
+    )
 
 
 # --- meaning --------------------------------------------------------------------------------------
@@ -144,6 +193,9 @@ def explain(checked: NetworkConfig, backend: Backend) -> Iterator[str]:
     settings = ", ".join(f"{name} {value}" for name, value in _options(backend))
     yield f"backend        {backend.type}" + (f": {settings}" if settings else "")
     yield f"MTU            {_mtu(checked, backend)}"
+    port = options_of(backend).get("port")
+    if port:
+        yield f"to be open     UDP {port} between the hosts"
 
 
 def _subnets(scope: SubnetRange) -> str:
@@ -158,12 +210,9 @@ def _nth(scope: SubnetRange, base: object) -> str:
 
 
 def _options(backend: Backend) -> Iterator[tuple[str, Any]]:
-    if not dataclasses.is_dataclass(backend):
-        return
-    for field in dataclasses.fields(backend):
-        if field.name not in ("type", "families", "external_mtu"):
-            value = getattr(backend, field.name)
-            yield field.name, str(value).lower() if isinstance(value, bool) else value
+    for name, value in options_of(backend).items():
+        if name != "external_mtu":
+            yield name.replace("_", " "), str(value).lower() if isinstance(value, bool) else value
 
 
 def _mtu(checked: NetworkConfig, backend: Backend) -> str:

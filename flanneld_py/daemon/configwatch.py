@@ -1,0 +1,150 @@
+"""The network config: which is in force, what is wrong with the one that is stored, and what waits."""
+
+from __future__ import annotations
+
+import shlex
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from flanneld_py.backends import backend_of
+from flanneld_py.backends.base import options_of
+from flanneld_py.core.config import parse_config
+from flanneld_py.core.configchange import Settings, overlaps_of_host, pending_reasons
+from flanneld_py.core.configkeys import unknown_keys
+from flanneld_py.core.prefix import key_root
+from flanneld_py.core.records import CONFIG_KEY
+from flanneld_py.daemon.inbox import Inbox, Network, Problem
+from flanneld_py.errors import ConfigError, FlanneldError
+from flanneld_py.model import Entry, IPNetwork
+
+EXAMPLE_CONFIG = '{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}'
+APPLY = (
+    "flannelctl config apply, or a restart, takes it over on this host; it may give containers new addresses"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """The config as it stands in etcd, valid."""
+
+    text: bytes
+    network: Network
+
+
+class ConfigWatch:
+    """Offers `network` and `config_problem`."""
+
+    def __init__(self, prefix: str, inbox: Inbox, endpoint: Callable[[], str]) -> None:
+        """`endpoint` names the etcd to write to in advice."""
+        self._inbox = inbox
+        self._endpoint = endpoint
+        self._log = structlog.get_logger().bind(part="registry")
+        self._key = f"{key_root(prefix)}{CONFIG_KEY}"
+        self._lock = threading.Lock()
+        self._text: bytes | None = None
+        self._stored: _Stored | None = None
+        self._in_force: _Stored | None = None
+        self._seen = False
+
+    def take(self, entry: Entry | None) -> None:
+        """What is stored now; None: nothing."""
+        with self._lock:
+            text = entry.value if entry else None
+            if self._seen and text == self._text:
+                return
+            self._seen, self._text, self._stored = True, text, None
+            if text is None:
+                self._report(self._missing())
+                return
+            try:
+                config = parse_config(text)
+                self._stored = _Stored(text, Network(config, backend_of(config)))
+            except ConfigError as error:
+                what = (
+                    "the config in force stays" if self._in_force else "nothing is set up until it is mended"
+                )
+                self._report(Problem("config-invalid", f"{error}; {what}", f"correct {self._key} in etcd"))
+                return
+            self._settle(self._stored)
+
+    def review(self) -> None:
+        """The records have changed: what kept a config waiting may have gone."""
+        with self._lock:
+            problem = self._inbox.levels.config_problem
+            if self._stored is not None and problem is not None and problem.code == "config-pending":
+                self._settle(self._stored)
+
+    def apply(self) -> str:
+        """Take over the stored config, whatever waits for a restart; what was done. Any thread may call.
+
+        Raises:
+            FlanneldError: there is nothing to take over.
+        """
+        with self._lock:
+            stored = self._stored
+            if stored is None:
+                problem = self._inbox.levels.config_problem
+                raise FlanneldError(
+                    f"nothing to apply: {problem.reason if problem else 'no config was read yet'}"
+                )
+            if self._in_force is not None and self._in_force.network.config == stored.network.config:
+                raise FlanneldError("nothing to apply: the stored config is in force")
+            self._put_in_force(stored)
+            return f"{self._key} is in force; flannelctl status shows how far it has come"
+
+    def _settle(self, stored: _Stored) -> None:
+        reasons = self._reasons(stored.network)
+        if reasons:
+            self._report(Problem("config-pending", "; ".join(reasons), APPLY))
+        elif self._in_force is None or self._in_force.network.config != stored.network.config:
+            self._put_in_force(stored)
+        elif self._inbox.levels.config_problem is not None:
+            self._log.info("config_well", reason="the config in force is stored again")
+            self._inbox.offer(config_problem=None)
+
+    def _reasons(self, fresh: Network) -> tuple[str, ...]:
+        if self._in_force is None:
+            return ()
+        levels, old = self._inbox.levels, self._in_force.network
+        return pending_reasons(
+            Settings(old.config, options_of(old.backend)),
+            Settings(fresh.config, options_of(fresh.backend)),
+            levels.lease.own.record.subnets if levels.lease.own else None,
+            [r.key for r in levels.snapshot.records.values() if not r.node_id] if levels.snapshot else (),
+        )
+
+    def _put_in_force(self, stored: _Stored) -> None:
+        network, levels = stored.network, self._inbox.levels
+        former: tuple[IPNetwork, ...] = ()
+        if self._in_force is not None:
+            old = self._in_force.network
+            former = tuple(dict.fromkeys((*old.config.networks, *old.former)))
+        self._in_force = stored
+        config, backend = network.config, network.backend
+        self._log.info("config", networks=[str(net) for net in config.networks], backend=backend.type)
+        for line in unknown_keys(config, backend.keys):
+            self._log.warning("config_unknown_key", reason=line)
+        own = levels.lease.own.record.subnets if levels.lease.own else None
+        for line in overlaps_of_host(config, levels.host, own) if levels.host else ():
+            self._log.warning("config_overlaps_host", reason=line)
+        self._inbox.offer(network=Network(config, backend, former), config_problem=None)
+
+    def _missing(self) -> Problem:
+        config = self._in_force.text.decode() if self._in_force else EXAMPLE_CONFIG
+        put = f"ETCDCTL_API=3 etcdctl --endpoints={self._endpoint()} put {self._key} {shlex.quote(config)}"
+        if self._in_force:
+            reason = f"the network config at {self._key} was deleted; the config in force stays"
+        else:
+            reason = (
+                f"no network config at {self._key}; keys written through etcd's old v2 API (etcdctl set) are "
+                "not seen"
+            )
+        return Problem("config-missing", reason, put)
+
+    def _report(self, problem: Problem) -> None:
+        if problem != self._inbox.levels.config_problem:
+            self._log.warning(problem.code.replace("-", "_"), reason=problem.reason, fix=problem.fix)
+            self._inbox.offer(config_problem=problem)
