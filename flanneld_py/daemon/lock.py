@@ -99,16 +99,22 @@ def _lock_directory(state_dir: Path) -> int:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             raise
         raise HostError(
-            f"--state-dir {state_dir}: {error.strerror}; make it writable or choose another"
+            f"--state-dir {state_dir}: {error.strerror}; expected a directory that can be written"
         ) from error
+    refused = _lock(fd)
+    if refused is None:
+        return fd
+    os.close(fd)
+    # Not raised from that error: its number is that of a limit as well.
+    if refused == errno.EAGAIN:
+        raise HostError(f"--state-dir {state_dir} is in use by another flanneld-py; give each daemon its own")
+    raise HostError(f"--state-dir {state_dir}: cannot lock {path}: {os.strerror(refused)}")
+
+
+def _lock(fd: int) -> int | None:
+    """The errno of a failure."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(fd)
-        raise HostError(
-            f"--state-dir {state_dir} is in use by another flanneld-py; give each daemon its own"
-        ) from error
     except OSError as error:
-        os.close(fd)
-        raise HostError(f"--state-dir {state_dir}: cannot lock {path}: {error.strerror}") from error
-    return fd
+        return error.errno
+    return None

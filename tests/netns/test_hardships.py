@@ -239,7 +239,8 @@ def test_a_password(fresh_lab: Lab) -> None:
     ended = run(fresh_lab.add_host("gamma"), "--etcd-username=root")
     assert (ended.code, ended.line) == (
         USAGE,
-        "flanneld-py: --etcd-username and --etcd-password: expected both or neither",
+        "flanneld-py: --etcd-username and --etcd-password (or --etcd-password-file): "
+        "expected both or neither",
     )
 
 
