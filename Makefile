@@ -2,7 +2,7 @@
 # PYTHON=… names the interpreter .venv is made with (3.11 or newer).
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench fmt clean venv tools lint types
+.PHONY: help demo test check bench docs fmt clean venv tools lint types
 
 PY := .venv/bin/python
 
@@ -28,6 +28,9 @@ check: lint types ## Linters, types, unit tests: under a minute, without root
 
 bench: tools venv ## Throughput and latency of each backend against plain routing, in one run (root)
 	@$(PY) -m flanneld_py.lab bench
+
+docs: venv ## Write docs/configuration.md anew from the code's tables
+	@$(PY) -m flanneld_py.cli.reference > docs/configuration.md
 
 fmt: venv ## Format the code and mend what the linter can mend
 	@$(PY) -m ruff check --fix --exit-zero

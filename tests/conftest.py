@@ -35,7 +35,9 @@ def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
 @functools.cache
 def netns_obstacle() -> str | None:
     """Why tests marked netns cannot run here, or None."""
-    return obstacle(commands=["nft", "strace", "tcpdump", "iperf3"], links=["vxlan id 1 dstport 0"])
+    return obstacle(
+        commands=["nft", "strace", "tcpdump", "iperf3", "ethtool"], links=["vxlan id 1 dstport 0"]
+    )
 
 
 @pytest.hookimpl(trylast=True)

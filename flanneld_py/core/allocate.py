@@ -2,108 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import replace
 from random import Random
-from typing import Any, TypeAlias, TypeVar
 
-from flanneld_py.core.records import encode, format_key, parse_key
-from flanneld_py.core.subnets import leasable
-from flanneld_py.errors import RecordError
-from flanneld_py.model import (
-    FAMILIES,
-    Family,
-    Host,
-    IPAddress,
-    IPNetwork,
-    NetworkConfig,
-    PerFamily,
-    Record,
-    Snapshot,
-    SubnetRange,
-    Subnets,
+from flanneld_py.core.leasedecision import (
+    Adopt,
+    Claim,
+    Conflict,
+    Decision,
+    End,
+    Keep,
+    Move,
+    Release,
+    Rename,
+    Wait,
+    Wish,
 )
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Keep:
-    """The record stands as it should; nothing to write."""
-
-    record: Record
-
-
-@dataclass(frozen=True, slots=True)
-class Adopt:
-    """Write `wanted` over `record`, the same key, guarded by its mod_revision."""
-
-    record: Record
-    wanted: Record
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """Delete `record`, ours but unfit, guarded by its mod_revision; then decide again."""
-
-    record: Record
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Create `wanted`, guarded by the key not existing."""
-
-    wanted: Record
-
-
-@dataclass(frozen=True, slots=True)
-class Conflict:
-    """Somebody else stands where we should; nothing is written while it lives."""
-
-    record: Record
-    reason: str
-    fix: str
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """There is nothing to be had now."""
-
-    reason: str
-    fix: str
-
-
-Decision: TypeAlias = Keep | Adopt | Release | Claim | Conflict | Wait
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What this host brings to the decision besides its identity."""
-
-    backend_type: str
-    public_ips: PerFamily[IPAddress]
-    backend_data: PerFamily[Any] = field(default_factory=PerFamily)
-    previous: tuple[Subnets, ...] = ()
-    """Subnets held before, most trusted first: in memory, state file, subnet.env."""
-    etcd_lease: int = 0
-    """The etcd lease that this machine held in its last run: proof after its address has changed."""
-    held: Record | None = None
-    """What this process holds; rewritten by somebody else with our node id it is a clone's."""
-    silent: frozenset[str] = frozenset()
-    """Keys of records whose owner has stopped renewing."""
-
-    def record(self, subnets: Subnets, node_id: str) -> Record:
-        return Record(
-            key=format_key(subnets),
-            subnets=subnets,
-            # Of no other family: it would not be read back, and so be written again and again.
-            public_ips=_of_families(subnets, self.public_ips),
-            backend_type=self.backend_type,
-            backend_data=_of_families(subnets, self.backend_data),
-            node_id=node_id,
-        )
+from flanneld_py.core.records import encode, parse_key
+from flanneld_py.core.reservation import is_vacant
+from flanneld_py.core.subnetchoice import (
+    claim,
+    fitting,
+    is_compatible,
+    may_be_leased,
+    overlap,
+    per_family,
+    previous_subnets,
+    taken_subnets,
+)
+from flanneld_py.errors import RecordError
+from flanneld_py.model import FAMILIES, Family, Host, NetworkConfig, Record, Snapshot, Subnets
 
 
 def decide_lease(config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish, rng: Random) -> Decision:
@@ -111,172 +41,30 @@ def decide_lease(config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wi
     for family in FAMILIES:
         if config.ranges.get(family) is not None and wish.public_ips.get(family) is None:
             return _no_address(family)
-    mine = [record for record in snapshot.records.values() if record.node_id == host.node_id]
-    ours = sorted((record for record in mine if _is_ours(record, host, wish)), key=_age)
+    ours = _own_records(config, snapshot, host, wish)
+    twins = _twins(snapshot, host, wish)
     if ours:
-        return _decide_own(ours, config, snapshot, host, wish)
-    if mine:
-        return _cloned(min(mine, key=_age), host)
-    namesakes = [record for record in snapshot.records.values() if _names_us(record, wish)]
-    if namesakes:
-        return _decide_namesake(min(namesakes, key=_age), config, host, wish)
-    taken = _taken(snapshot, config)
-    for subnets in wish.previous:
-        if _compatible(subnets, config) and not any(_overlap(subnets, other) for other in taken):
-            return Claim(wish.record(subnets, host.node_id))
-    return _allocate(config, taken, host, wish, rng)
+        return _decide_own(ours, twins, config, snapshot, host, wish, rng)
+    if wish.held is not None and is_compatible(wish.held, config):
+        lost = _decide_lost(wish.held, config, snapshot, host, wish)
+        if lost is not None:
+            return lost
+    if twins:
+        return _cloned(twins[0], host, wish)
+    namesake = _namesake(config, snapshot, host, wish)
+    if namesake is not None:
+        return _decide_namesake(namesake, config, snapshot, host, wish, rng)
+    taken = taken_subnets(snapshot, config)
+    return claim(config, taken, host, wish, rng, previous_subnets(config, taken, wish))
 
 
-def find_own(snapshot: Snapshot, host: Host, wish: Wish) -> Record | None:
-    """The oldest record that is ours, if any."""
-    mine = (record for record in snapshot.records.values() if record.node_id == host.node_id)
-    return min((record for record in mine if _is_ours(record, host, wish)), key=_age, default=None)
-
-
-def _decide_own(
-    ours: Sequence[Record], config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish
-) -> Decision:
-    first, *others = ours
-    if not _compatible(first.subnets, config):
-        return Release(first, f"{first.key} does not fit the network config")
-    older = _older_overlap(first, snapshot, config)
-    if older is not None:
-        return Release(first, f"{first.key} overlaps the older lease {older.key} of {_addresses(older)}")
-    if others:
-        return Release(others[0], f"{others[0].key} is a second lease of this host beside {first.key}")
-    rival = _rival(first, snapshot, wish)
-    return _address_conflict(rival) if rival is not None else _keep_or_adopt(first, host, wish)
-
-
-def _rival(own: Record, snapshot: Snapshot, wish: Wish) -> Record | None:
-    """Another host that published our address before we did."""
-    since = own.mod_revision if own.public_ips == wish.record(own.subnets, "").public_ips else None
-    rivals = (
-        record
-        for record in snapshot.records.values()
-        if record.node_id not in ("", own.node_id)
-        and _names_us(record, wish)
-        and record.key not in wish.silent
-        and (since is None or record.mod_revision < since)
-    )
-    return min(rivals, key=_age, default=None)
-
-
-def _older_overlap(own: Record, snapshot: Snapshot, config: NetworkConfig) -> Record | None:
-    """Who had a lease in our way before we took ours; one that was changed since may have been anything."""
-    in_the_way = (
-        record
-        for record in snapshot.records.values()
-        if record.key != own.key
-        and record.mod_revision < own.create_revision
-        and _may_be_leased(record.subnets, config)
-        and _overlap(own.subnets, record.subnets)
-    )
-    return min(in_the_way, key=_age, default=None)
-
-
-def _cloned(record: Record, host: Host) -> Conflict:
-    return Conflict(
-        record,
-        f"node id {host.node_id} is also used by {_addresses(record)}, which holds {record.key}",
-        "give each host its own --node-id (cloned machines share /etc/machine-id and --state-dir)",
-    )
-
-
-def _decide_namesake(record: Record, config: NetworkConfig, host: Host, wish: Wish) -> Decision:
-    """A record that names our public address under no node id (Go flannel's) or under another one."""
-    migrating = not record.node_id and (not wish.previous or record.subnets in wish.previous)
-    if migrating or record.key in wish.silent:
-        if not _compatible(record.subnets, config):
-            return Release(record, f"{record.key} does not fit the network config")
-        return _keep_or_adopt(record, host, wish)
-    return _address_conflict(record)
-
-
-def _address_conflict(record: Record) -> Conflict:
-    owner = f"node id {record.node_id}" if record.node_id else "a node without id"
-    return Conflict(
-        record,
-        f"public address {_addresses(record)} is already published by {owner}, which holds {record.key}",
-        "set --iface or --public-ip so that each host publishes its own address, or remove the record if "
-        "that host is gone",
-    )
-
-
-def _keep_or_adopt(record: Record, host: Host, wish: Wish) -> Decision:
-    wanted = wish.record(record.subnets, host.node_id)
-    return Keep(record) if encode(wanted) == encode(record) else Adopt(record, wanted)
-
-
-def _is_ours(record: Record, host: Host, wish: Wish) -> bool:
-    """Whether a record with our node id was written by this host: machines are cloned, ids and all."""
-    addresses = {*host.local_addresses, *host.external.public.values()}
-    if record.key in wish.silent or any(ip in addresses for ip in record.public_ips.values()):
-        return True
-    if wish.held is not None:
-        return record.key == wish.held.key and record.mod_revision == wish.held.mod_revision
-    return bool(wish.etcd_lease) and record.etcd_lease == wish.etcd_lease
-
-
-def _names_us(record: Record, wish: Wish) -> bool:
-    return any(
-        record.public_ips.get(family) is not None
-        and record.public_ips.get(family) == wish.public_ips.get(family)
-        for family in FAMILIES
-    )
-
-
-def _compatible(subnets: Subnets, config: NetworkConfig) -> bool:
-    return all(_fits(subnets.get(family), config.ranges.get(family)) for family in FAMILIES)
-
-
-def _fits(subnet: IPNetwork | None, allowed: SubnetRange | None) -> bool:
-    if subnet is None or allowed is None:
-        return subnet is None and allowed is None
-    base = int(subnet.network_address)
-    return subnet.prefixlen == allowed.subnet_len and int(allowed.subnet_min) <= base <= int(
-        allowed.subnet_max
-    )
-
-
-def _overlap(one: Subnets, other: Subnets) -> bool:
-    return any(
-        net.version == theirs.version and net.overlaps(theirs)
-        for net in one.values()
-        for theirs in other.values()
-    )
-
-
-def _may_be_leased(subnets: Subnets, config: NetworkConfig) -> bool:
-    """Whether they can have come from the Network at all; what cannot keeps nobody out."""
-    return any(
-        (allowed := config.ranges.get(family)) is not None and leasable(subnet, allowed.network)
-        for family, subnet in subnets.items()
-    )
-
-
-def _taken(snapshot: Snapshot, config: NetworkConfig) -> list[Subnets]:
-    """Subnets that have a key: leased, or with a value we cannot read and held all the same, perhaps."""
-    found = [record.subnets for record in snapshot.records.values()]
-    for key in snapshot.bad.keys() - snapshot.records.keys():
-        with suppress(RecordError):
-            found.append(parse_key(key))
-    return [subnets for subnets in found if _may_be_leased(subnets, config)]
-
-
-def _allocate(
-    config: NetworkConfig, keys: Sequence[Subnets], host: Host, wish: Wish, rng: Random
-) -> Decision:
-    """A random free subnet of each family, over the whole range; `keys` are taken."""
-    chosen: dict[int, IPNetwork] = {}
-    for family, allowed in config.ranges.items():
-        leased = [subnets.get(family) for subnets in keys]
-        taken = [net for net in (*leased, *host.local_networks) if net is not None]
-        subnet = random_free(allowed, taken, rng)
-        if subnet is None:
-            return _none_free(allowed, sum(net is not None for net in leased))
-        chosen[family] = subnet
-    return Claim(wish.record(PerFamily(v4=chosen.get(4), v6=chosen.get(6)), host.node_id))
+def find_own(config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish) -> Record | None:
+    """The record that we hold or would take up, if any: peers know us by what it says."""
+    ours = _own_records(config, snapshot, host, wish)
+    if ours:
+        return ours[0]
+    namesake = _namesake(config, snapshot, host, wish)
+    return namesake if namesake is not None and _may_take(namesake, wish) else None
 
 
 def _no_address(family: Family) -> Wait:
@@ -287,75 +75,274 @@ def _no_address(family: Family) -> Wait:
     )
 
 
-def _none_free(allowed: SubnetRange, leased: int) -> Wait:
-    total = _count(allowed)
-    return Wait(
-        f"no free subnet: {allowed.network} gives {total} subnets of /{allowed.subnet_len} "
-        f"({allowed.subnet_min} to {allowed.subnet_max}), {leased} leases stand and the rest overlaps this "
-        f"host's own networks",
-        "release leases of hosts that are gone (flannelctl leases), or widen Network or SubnetMax",
-    )
+# --- whose record it is ---------------------------------------------------------------------------
 
 
-def random_free(allowed: SubnetRange, taken: Iterable[IPNetwork], rng: Random) -> IPNetwork | None:
-    """One of the subnets of `allowed` that overlap nothing in `taken`, each with equal chance.
+def _own_records(config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish) -> list[Record]:
+    """Ours, the one to keep first.
 
-    O(n log n) in the number of taken networks, whatever the size of the range.
+    A reservation that waits for us counts only when there is nothing else: a host that holds a subnet keeps
+    it. One that fits the config in nothing stays where it is, as it is not ours to delete.
     """
-    gaps = list(_gaps(allowed, taken))
-    free = sum(last - first + 1 for first, last in gaps)
-    if not free:
-        return None
-    pick = rng.randrange(free)
-    for first, last in gaps:
-        if pick <= last - first:
-            return _subnet(allowed, first + pick)
-        pick -= last - first + 1
-    raise AssertionError("pick lies within the free subnets")
+    found = [record for record in snapshot.records.values() if _is_ours(record, host, wish)]
+    found = [r for r in found if r.etcd_lease or fitting(r.subnets, config, reserved=True)]
+    held = [record for record in found if not is_vacant(record, wish.backend_type)]
+    return sorted(held or found, key=lambda record: (not is_compatible(record, config), *_age(record)))
 
 
-def _gaps(allowed: SubnetRange, taken: Iterable[IPNetwork]) -> Iterator[tuple[int, int]]:
-    """Runs of free subnets, as first and last index from subnet_min."""
-    shift = allowed.network.max_prefixlen - allowed.subnet_len
-    origin = int(allowed.subnet_min) >> shift
-    used = sorted(
-        (
-            (int(net.network_address) >> shift) - origin,
-            (int(net.broadcast_address) >> shift) - origin,
+def _is_ours(record: Record, host: Host, wish: Wish) -> bool:
+    """Whether a record was written by this host, or for it: machines are cloned, ids and all."""
+    if _is_proven(record, wish):
+        return True
+    if record.node_id != host.node_id:
+        return False
+    if record.key in wish.silent or is_vacant(record, wish.backend_type):
+        return True
+    addresses = {*host.local_addresses, *host.external.public.values()}
+    return any(ip in addresses for ip in record.public_ips.values())
+
+
+def _is_proven(record: Record, wish: Wish) -> bool:
+    """Whether this machine wrote it, under whatever node id and address it had then."""
+    written = wish.written
+    if written is not None and record.key == written.key and encode(record) == encode(written):
+        return True
+    if wish.held is not None:
+        return record.key == wish.held.key and record.mod_revision == wish.held.mod_revision
+    if record.etcd_lease:
+        return record.etcd_lease == wish.etcd_lease
+    return record.key == wish.last_key and not wish.etcd_lease
+
+
+def _twins(snapshot: Snapshot, host: Host, wish: Wish) -> list[Record]:
+    """Other hosts' records with our node id, oldest first."""
+    mine = (record for record in snapshot.records.values() if record.node_id == host.node_id)
+    return sorted((record for record in mine if not _is_ours(record, host, wish)), key=_age)
+
+
+def _cloned(record: Record, host: Host, wish: Wish) -> Rename | Conflict:
+    reason = f"node id {host.node_id} is also used by {_addresses(record)}, which holds {record.key}"
+    if not wish.fixed_id:
+        return Rename(record, reason)
+    return Conflict(
+        record,
+        reason,
+        "give each host its own --node-id (cloned machines share /etc/machine-id and --state-dir)",
+    )
+
+
+# --- what we hold ---------------------------------------------------------------------------------
+
+
+def _decide_own(
+    ours: Sequence[Record],
+    twins: Sequence[Record],
+    config: NetworkConfig,
+    snapshot: Snapshot,
+    host: Host,
+    wish: Wish,
+    rng: Random,
+) -> Decision:
+    first, *others = ours
+    fits = is_compatible(first, config)
+    older = _older_overlap(ours, snapshot, config) if fits else None
+    if older is not None:
+        return _yield(first, older)
+    surplus = next((record for record in others if record.etcd_lease), None)
+    if surplus is not None:
+        return Release(surplus, f"{surplus.key} is a second lease of this host beside {first.key}")
+    if not fits:
+        return _refit(first, config, snapshot, host, wish, rng)
+    rival = _rival(first, snapshot, wish)
+    if rival is not None:
+        return _address_conflict(rival, wish)
+    if twins and twins[0].create_revision < first.create_revision and not wish.fixed_id:
+        return _cloned(twins[0], host, wish)
+    return _keep_or_adopt(first, host, wish)
+
+
+def _yield(own: Record, other: Record) -> Release | Conflict:
+    """Of two that overlap one must go; which reservation goes, is the operator's to say."""
+    reason = f"{own.key} overlaps the older lease {other.key} of {_addresses(other)}"
+    if own.etcd_lease:
+        return Release(own, reason)
+    return Conflict(other, f"the reservation {reason}", "release one of the two: flannelctl leases release")
+
+
+def _refit(
+    record: Record, config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish, rng: Random
+) -> Decision:
+    """A record that does not fit the config keeps the subnet of the families in which it does."""
+    others = {key: other for key, other in snapshot.records.items() if key != record.key}
+    taken = taken_subnets(replace(snapshot, records=others), config)
+    kept = fitting(record.subnets, config, reserved=not record.etcd_lease)
+    if not kept:
+        return Release(record, f"{record.key} does not fit the network config")
+    for other in others.values():
+        if overlap(per_family(kept), other.subnets) and may_be_leased(other.subnets, config):
+            return _yield(record, other)
+    found = claim(config, taken, host, wish, rng, kept)
+    return Move(record, found.wanted) if isinstance(found, Claim) else found
+
+
+def _rival(own: Record, snapshot: Snapshot, wish: Wish) -> Record | None:
+    """Another host that published our address before we did."""
+    since = _since(own) if own.public_ips == wish.record(own.subnets, "").public_ips else None
+    rivals = (
+        record
+        for record in snapshot.records.values()
+        if record.node_id not in ("", own.node_id)
+        and _names_us(record, wish)
+        and record.key not in wish.silent
+        and not is_vacant(record, wish.backend_type)
+        and (since is None or _since(record) < since)
+        and not _is_proven(record, wish)
+    )
+    return min(rivals, key=_age, default=None)
+
+
+def _older_overlap(ours: Sequence[Record], snapshot: Snapshot, config: NetworkConfig) -> Record | None:
+    """Who had a lease in our way before we took ours; one that was changed since may have been anything."""
+    own, keys = ours[0], {record.key for record in ours}
+    in_the_way = (
+        record
+        for record in snapshot.records.values()
+        if record.key not in keys
+        and _since(record) < own.create_revision
+        and may_be_leased(record.subnets, config)
+        and overlap(own.subnets, record.subnets)
+    )
+    return min(in_the_way, key=_age, default=None)
+
+
+def _keep_or_adopt(record: Record, host: Host, wish: Wish) -> Decision:
+    wanted = wish.record(record.subnets, host.node_id)
+    return Keep(record) if encode(wanted) == encode(record) else Adopt(record, wanted)
+
+
+# --- what we have lost ----------------------------------------------------------------------------
+
+
+def _decide_lost(
+    held: Record, config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish
+) -> Decision | None:
+    """When somebody else has the subnet that this process held: what the operator wants then.
+
+    None: nobody has, or another subnet is to be claimed, or it is more than the subnet that is disputed.
+    """
+    holders = (
+        record
+        for record in snapshot.records.values()
+        if overlap(record.subnets, held.subnets)
+        and may_be_leased(record.subnets, config)
+        and not (_names_us(record, wish) and _is_migrating(record, wish))
+    )
+    holder = min(holders, key=_age, default=None)
+    if holder is None:
+        return _unreadable_holder(held, config, snapshot) if wish.on_loss == "hold" else None
+    owner = f"node id {holder.node_id}" if holder.node_id else "a node without id"
+    reason = f"our subnet {_text(held.subnets)} is now held by {_addresses(holder)} ({owner}, {holder.key})"
+    match wish.on_loss:
+        case "exit":
+            return End(reason, "the data plane stays; start the daemon again to lease another subnet")
+        case "hold" if not _names_us(holder, wish) or holder.node_id == host.node_id:
+            return Conflict(
+                holder,
+                reason,
+                "stop that host and release its lease (flannelctl leases release): then it is claimed again; "
+                "or restart this daemon to lease another subnet (--on-lease-loss renumber: by itself)",
+            )
+    return None
+
+
+def _unreadable_holder(held: Record, config: NetworkConfig, snapshot: Snapshot) -> Wait | None:
+    for key in sorted(snapshot.bad.keys() - snapshot.records.keys()):
+        with suppress(RecordError):
+            subnets = parse_key(key)
+            if overlap(subnets, held.subnets) and may_be_leased(subnets, config):
+                return Wait(
+                    f"our subnet {_text(held.subnets)} has a key in etcd, {key}, that cannot be read",
+                    "delete that key: then it is claimed again; or restart this daemon to lease another",
+                )
+    return None
+
+
+# --- our address in a record of another -----------------------------------------------------------
+
+
+def _namesake(config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish) -> Record | None:
+    """The oldest record that names our address; one that waits for a host only if there is no other."""
+    found = [
+        record
+        for record in snapshot.records.values()
+        if _names_us(record, wish)
+        # A reservation for us that cannot be used keeps us from nothing.
+        and (
+            record.etcd_lease
+            or record.node_id not in ("", host.node_id)
+            or fitting(record.subnets, config, reserved=True)
         )
-        for net in taken
-        if net.version == allowed.network.version
+    ]
+    return min(found, key=lambda r: (is_vacant(r, wish.backend_type), *_age(r)), default=None)
+
+
+def _decide_namesake(
+    record: Record, config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish, rng: Random
+) -> Decision:
+    """A record that names our public address under no node id (Go flannel's) or under another one."""
+    if _may_take(record, wish):
+        if not is_compatible(record, config):
+            return _refit(record, config, snapshot, host, wish, rng)
+        return _keep_or_adopt(record, host, wish)
+    return _address_conflict(record, wish)
+
+
+def _may_take(record: Record, wish: Wish) -> bool:
+    return _is_migrating(record, wish) or record.key in wish.silent
+
+
+def _is_migrating(record: Record, wish: Wish) -> bool:
+    """Whether a record that names our address is what Go flannel left here, or reserved for that address."""
+    known = not wish.previous or record.subnets in wish.previous
+    return not record.node_id and (known or not record.etcd_lease)
+
+
+def _address_conflict(record: Record, wish: Wish) -> Conflict:
+    owner = f"node id {record.node_id}" if record.node_id else "a node without id"
+    if is_vacant(record, wish.backend_type):
+        return Conflict(
+            record,
+            f"{record.key} is reserved for our public address {_addresses(record)}, but for {owner}",
+            f"start this daemon with --node-id {record.node_id}, or make the reservation anew for this host "
+            "(flannelctl leases release, then reserve)",
+        )
+    return Conflict(
+        record,
+        f"public address {_addresses(record)} is already published by {owner}, which holds {record.key}",
+        "set --iface or --public-ip so that each host publishes its own address, or remove the record if "
+        "that host is gone (flannelctl leases release)",
     )
-    free_from = 0
-    for first, last in used:
-        if first > free_from:
-            yield free_from, min(first, _count(allowed)) - 1
-        free_from = max(free_from, last + 1)
-        if free_from >= _count(allowed):
-            return
-    yield free_from, _count(allowed) - 1
 
 
-def _count(allowed: SubnetRange) -> int:
-    shift = allowed.network.max_prefixlen - allowed.subnet_len
-    return ((int(allowed.subnet_max) - int(allowed.subnet_min)) >> shift) + 1
-
-
-def _subnet(allowed: SubnetRange, index: int) -> IPNetwork:
-    shift = allowed.network.max_prefixlen - allowed.subnet_len
-    base = int(allowed.subnet_min) + (index << shift)
-    return type(allowed.network)((base, allowed.subnet_len))
-
-
-def _of_families(subnets: Subnets, values: PerFamily[T]) -> PerFamily[T]:
-    return PerFamily(
-        v4=None if subnets.v4 is None else values.v4,
-        v6=None if subnets.v6 is None else values.v6,
+def _names_us(record: Record, wish: Wish) -> bool:
+    return any(
+        record.public_ips.get(family) is not None
+        and record.public_ips.get(family) == wish.public_ips.get(family)
+        for family in FAMILIES
     )
+
+
+def _text(subnets: Subnets) -> str:
+    return " and ".join(map(str, subnets.values()))
 
 
 def _addresses(record: Record) -> str:
     return " and ".join(str(ip) for ip in record.public_ips.values()) or "a host without address"
+
+
+def _since(record: Record) -> int:
+    """The revision since which it says what it says."""
+    return record.since_revision or record.mod_revision
 
 
 def _age(record: Record) -> tuple[int, str]:

@@ -32,6 +32,11 @@ class RetrySchedule:
             trouble.failures = 1
             trouble.not_before = min(trouble.not_before, trouble.failed_at + FIRST_DELAY)
 
+    def wait_for(self, key: Hashable, other: Hashable) -> None:
+        """Do not try `key` before `other`, which must come first; that is no failure of its own."""
+        if key in self._troubles and other in self._troubles:
+            self._troubles[key].not_before = self._troubles[other].not_before
+
     def succeeded(self, key: Hashable) -> None:
         self._troubles.pop(key, None)
 

@@ -24,6 +24,10 @@ class SavedState:
     etcd_lease: int = 0
     mac: str = ""
     """Of the external interface: a copy of this file on another machine proves nothing there."""
+    mac_seed: str = ""
+    """What a VTEP MAC is made from when another host has the one made from the node id."""
+    put_due: float = 0.0
+    """When the record is to be written again for Go flannel's sake, in seconds since 1970; 0: not at all."""
 
 
 def render_state(state: SavedState) -> str:
@@ -35,6 +39,8 @@ def render_state(state: SavedState) -> str:
         "subnets": [str(net) for net in state.subnets.values()],
         "etcd_lease": state.etcd_lease,
         "mac": state.mac,
+        "mac_seed": state.mac_seed,
+        "put_due": state.put_due,
     }
     return json.dumps({**body, "sha256": _checksum(body)}, indent=1) + "\n"
 
@@ -58,6 +64,8 @@ def parse_state(text: str) -> SavedState | None:
             ),
             etcd_lease=body["etcd_lease"],
             mac=body["mac"],
+            mac_seed=body.get("mac_seed", ""),
+            put_due=body.get("put_due", 0.0),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
@@ -65,8 +73,9 @@ def parse_state(text: str) -> SavedState | None:
 
 def _has_our_types(body: dict[str, Any]) -> bool:
     """A right checksum is no proof: anybody can make one, and `ip_network` also takes numbers."""
-    texts = [body["prefix"], body["node_id"], *body["networks"], *body["subnets"]]
-    return all(isinstance(text, str) for text in texts) and type(body["etcd_lease"]) is int
+    texts = [body["prefix"], body["node_id"], *body["networks"], *body["subnets"], body.get("mac_seed", "")]
+    numbers_fit = type(body["etcd_lease"]) is int and type(body.get("put_due", 0.0)) in (int, float)
+    return all(isinstance(text, str) for text in texts) and numbers_fit
 
 
 def _checksum(body: dict[str, Any]) -> str:

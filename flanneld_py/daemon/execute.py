@@ -36,6 +36,10 @@ class Executor:
         self._standing = frozenset(name for name, link in state.links.items() if link.up)
         return state
 
+    def is_standing(self, table: Table, key: object) -> bool:
+        """Whether it is a device that was up when we looked last, and so carries rows as it is."""
+        return table == "links" and key in self._standing
+
     def apply(self, ops: Sequence[Op], want: State, have: State, held: Iterable[Op] = ()) -> list[Outcome]:
         """Carry out `ops`; one outcome each, in order.
 
@@ -47,7 +51,9 @@ class Executor:
         standing = {("links", name) for name in self._standing - deleted}
         outcomes: list[Outcome] = []
         failed: dict[tuple[Table, object], str] = {
-            (op.table, op.key): "failed before, is tried again later" for op in held if op.verb == "set"
+            (op.table, op.key): "failed before, is tried again later"
+            for op in held
+            if op.verb == "set" and (op.table, op.key) not in standing
         }
         for (verb, table), run in groupby(ops, key=lambda op: (op.verb, op.table)):
             batch = list(run)

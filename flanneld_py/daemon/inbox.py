@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from flanneld_py.backends.base import Backend
 from flanneld_py.core.admit import Peers
-from flanneld_py.model import Host, NetworkConfig, OwnLease, Snapshot
+from flanneld_py.model import Host, IPNetwork, NetworkConfig, OwnLease, Snapshot
 
 
 def boottime() -> float:
@@ -39,6 +40,8 @@ class Network:
 
     config: NetworkConfig
     backend: Backend
+    former: tuple[IPNetwork, ...] = ()
+    """Networks of configs that were in force before in this process: what lies inside them may be ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,11 @@ class Report:
     mtu: int | None = None
     devices: frozenset[str] = frozenset()
     """The devices that our rows hang on."""
+    offloads: Mapping[str, bool] = field(default_factory=dict)
+    """Device → whether its checksum offload shall be on; the others are left as they are."""
     peers: Peers = field(default_factory=Peers)
+    held: int = 0
+    """Of the peers, those whose record vanished together with many others."""
     repaired: Mapping[str, int] = field(default_factory=dict)
     """Table → rows put right that somebody else had changed."""
     ops: Mapping[str, int] = field(default_factory=dict)
@@ -88,10 +95,19 @@ class Levels:
     registry: RegistryState = field(default_factory=RegistryState)
     host: Host | None = None  # host-watch
     host_problem: Problem | None = None
+    checksum_problem: Problem | None = None
     kernel_changes: int = 0
     """Counts the changes somebody else made to what is ours."""
     lease: LeaseState = field(default_factory=LeaseState)  # lease-keeper
     report: Report = field(default_factory=Report)  # reconciler
+
+    @property
+    def fitting_host(self) -> Host | None:
+        """The host, once its interface has been chosen for the families of the config in force."""
+        if self.network is None or self.host is None:
+            return None
+        chosen = tuple(family for family, _ in self.host.external.addresses.items())
+        return self.host if chosen == self.network.config.families else None
 
 
 class Inbox:
@@ -102,6 +118,7 @@ class Inbox:
         self._levels = Levels()
         self._version = 0
         self._stopped = False
+        self._alarms: dict[str, list[Callable[[], None]]] = defaultdict(list)
 
     @property
     def stopped(self) -> bool:
@@ -116,6 +133,16 @@ class Inbox:
         with self._condition:
             self._levels = replace(self._levels, **levels)
             self._wake()
+        for name in levels:
+            for alarm in self._alarms.get(name, ()):
+                alarm()
+
+    def alarm(self, level: str, wake: Callable[[], None]) -> None:
+        """Have `wake` called when a level was offered, for a thread that waits on something else.
+
+        To be said before the threads are started.
+        """
+        self._alarms[level].append(wake)
 
     def kernel_changed(self) -> None:
         """Somebody else changed something of ours: read the kernel again."""

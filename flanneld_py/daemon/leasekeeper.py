@@ -4,91 +4,46 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from itertools import zip_longest
-from pathlib import Path
-from typing import NamedTuple
 
 import structlog
 
-from flanneld_py.core.allocate import (
+from flanneld_py.core.allocate import decide_lease
+from flanneld_py.core.leasedecision import (
     Adopt,
     Claim,
     Conflict,
     Decision,
+    End,
     Keep,
+    Move,
     Release,
+    Rename,
     Wait,
     Wish,
-    decide_lease,
-    find_own,
 )
+from flanneld_py.core.leasepolicy import LeasePolicy
 from flanneld_py.core.pace import Backoff, TokenBucket
 from flanneld_py.core.records import SUBNETS_PREFIX, decode, encode
-from flanneld_py.core.statefile import SavedState, render_state
-from flanneld_py.daemon.inbox import Inbox, LeaseState, Levels, Network, Problem, boottime
+from flanneld_py.core.renewal import renew_interval, silent_in
+from flanneld_py.daemon.identity import Identity
+from flanneld_py.daemon.inbox import Inbox, LeaseState, Levels, Problem, boottime
+from flanneld_py.daemon.leasefile import LeaseFile
+from flanneld_py.daemon.leaseground import Awaited, Ground, LastRun, complete_wish, ground_of, stands
+from flanneld_py.daemon.leaseputs import PutSchedule
 from flanneld_py.drivers.etcd import EtcdRegistry
-from flanneld_py.drivers.files import write_atomically
-from flanneld_py.errors import FlanneldError, LeaseGone, RecordError, RegistryError
-from flanneld_py.model import Entry, Host, OwnLease, Record, Snapshot, Subnets
-
-TTL = 86_400
-"""Seconds; what flannel grants."""
-RENEW_AT_MOST_EVERY = 300.0
-
-
-def renew_interval(ttl: int) -> float:
-    """Seconds between KeepAlives: often enough to survive two lost ones, rare enough for a large fleet."""
-    return min(ttl / 3, RENEW_AT_MOST_EVERY)
-
+from flanneld_py.errors import FlanneldError, LeaseGone, LeaseLost, RecordError, RegistryError
+from flanneld_py.model import Entry, OwnLease, PerFamily, Record
 
 RETRIED = "remove the cause; it is tried again by itself"
+RETRY_SECONDS = 10.0
+"""Until a decision that this host could not carry out is made again."""
 WRITE_BURST, WRITES_PER_SECOND = 5, 0.1
 """Somebody who undoes what we write must not make us write for ever."""
 AWAIT_AT_MOST = 2.0
 """Seconds until a decision is made again although the snapshot does not show our write yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class Awaited:
-    """A write of ours that the snapshot does not show yet."""
-
-    key: str
-    seen: Record | None
-    at_most: float
-    at_least: float
-
-    @property
-    def until(self) -> float:
-        return max(self.at_most, self.at_least)
-
-    def holds(self, snapshot: Snapshot) -> bool:
-        return boottime() < (self.at_most if self._is_unchanged(snapshot) else self.at_least)
-
-    def in_vain(self, snapshot: Snapshot) -> bool:
-        return boottime() >= self.at_most and self._is_unchanged(snapshot)
-
-    def _is_unchanged(self, snapshot: Snapshot) -> bool:
-        return snapshot.records.get(self.key) is self.seen
-
-
-class Ground(NamedTuple):
-    """What a decision stands on; all of it must be there."""
-
-    network: Network
-    host: Host
-    snapshot: Snapshot
-    lease: LeaseState
-
-
-@dataclass(frozen=True, slots=True)
-class LastRun:
-    """What earlier runs left behind."""
-
-    previous: tuple[Subnets, ...] = ()
-    etcd_lease: int = 0
-    mac: str = ""
-    """Of the external interface then; empty when it is not known."""
 
 
 class LeaseKeeper:
@@ -98,32 +53,49 @@ class LeaseKeeper:
         self,
         registry: EtcdRegistry,
         inbox: Inbox,
+        identity: Identity,
         last: LastRun,
-        state_file: Path,
+        file: LeaseFile,
+        policy: LeasePolicy,
         distrust: Callable[[], None],
     ) -> None:
         """`distrust` makes the registry be listed anew."""
         self._registry = registry
-        self._distrust = distrust
         self._inbox = inbox
+        self._identity = identity
         self._last = last
-        self._state_file = state_file
-        self._saved = ""
+        self._file = file
+        self._policy = policy
+        self._distrust = distrust
         self._log = structlog.get_logger().bind(part="lease")
         self._backoff = Backoff(longest=2.0)
         self._rng = random.Random()  # noqa: S311 - spreads the hosts over the range
+        self._puts = PutSchedule(policy, self._rng, last.put_due)
         self._decided_on: tuple[object, ...] = ()
         self._awaited: Awaited | None = None
         self._bucket = TokenBucket(WRITE_BURST, WRITES_PER_SECOND, boottime())
-        self._silent: frozenset[str] = frozenset()
+        self._written: Record | None = None
+        self._silent: dict[str, int] = {}
+        """Key → mod_revision of records whose owner has stopped renewing."""
         self._etcd_lease = 0
         """Granted by us and not attached to a record yet."""
+        self._ttl_settled = False
+        """The etcd lease that we found at the start has the TTL that is wanted, or has been replaced."""
         self._renew_at: float | None = None
         self._renewed_at = 0.0
-        self._probe_at = 0.0
+        self._look_at: float | None = None
+        """When to decide again although nothing has changed that we would be told of."""
+        self._probed: tuple[str, int, float] = ("", 0, 0.0)
+        """Key and mod_revision of the record whose owner was last seen alive, and until when it must be."""
+        self._lacking = True
+        """A level is missing, without which nothing can be done but renewing."""
 
     def run(self) -> None:
-        """Until the inbox stops."""
+        """Until the inbox stops.
+
+        Raises:
+            LeaseLost: the process is to end.
+        """
         seen = -1
         while not self._inbox.stopped:
             seen, levels = self._inbox.wait(seen, self._wake_at())
@@ -135,17 +107,30 @@ class LeaseKeeper:
                 self._failed(levels.lease.own, error)
                 self._inbox.pause(self._backoff.delay(self._rng.random()))
                 seen = -1
+            except LeaseLost:
+                raise
             except FlanneldError as error:
                 # The same inputs would give the same answer: wait for others, and renew meanwhile.
-                self._offer(LeaseState("waiting", problem=Problem("lease-waiting", str(error), "")))
+                self._offer(LeaseState("waiting", problem=Problem("lease-waiting", str(error), RETRIED)))
 
     def _wake_at(self) -> float | None:
-        return self._awaited.until if self._awaited is not None else self._renew_at
+        times: tuple[float | None, ...]
+        if self._lacking:
+            times = (self._renew_at,)
+        elif self._awaited is not None:
+            times = (self._renew_at, self._awaited.until)
+        else:
+            times = (self._renew_at, self._look_at, self._puts.at)
+        return min((time for time in times if time is not None), default=None)
 
     def _step(self, levels: Levels) -> None:
-        if levels.network is None or levels.snapshot is None or levels.host is None:
+        if self._renew_at is not None and boottime() >= self._renew_at:
+            self._renew(levels)
+        ground = ground_of(levels)
+        # A new node id comes back with what host-watch tells.
+        self._lacking = ground is None or ground.host.node_id != self._identity.node_id
+        if ground is None or self._lacking:
             return
-        ground = Ground(levels.network, levels.host, levels.snapshot, levels.lease)
         if self._awaited is not None:
             if self._awaited.holds(ground.snapshot):
                 return
@@ -155,43 +140,42 @@ class LeaseKeeper:
             self._awaited = None
             self._decided_on = ()
         own = ground.lease.own
-        standing = own is not None and ground.snapshot.records.get(own.record.key) is own.record
-        due = self._renew_at is not None and boottime() >= self._renew_at
-        if due and own is not None and standing:
-            self._renew(own)
-            if self._awaited is not None:
-                return
-            due = ground.lease.state == "conflict"
-        # With our record in place and nobody in our way, other hosts' records are no reason to decide again.
-        settled = own.record if own and standing and ground.lease.state != "conflict" else ground.snapshot
-        inputs = (ground.network, ground.host, settled)
-        if own is not None and standing and own.record.key in ground.snapshot.bad:
+        if own is not None and ground.stands and own.record.key in ground.snapshot.bad:
             self._restore(own.record)
-        elif due or any(new is not old for new, old in zip_longest(inputs, self._decided_on)):
-            self._renew_at = self._renew_at if standing else None
-            self._decided_on = inputs
+        elif self._must_decide(ground):
             self._act(self._decide(ground), ground)
+        elif own is not None and ground.stands and ground.lease.state == "held":
+            self._write_again(own, ground)
+
+    def _must_decide(self, ground: Ground) -> bool:
+        own = ground.lease.own
+        if not ground.stands:
+            self._renew_at = None
+        basis = own.record if own is not None and ground.settled else ground.snapshot
+        inputs = (ground.network, ground.host, basis)
+        due = self._look_at is not None and boottime() >= self._look_at
+        if not due and not any(new is not old for new, old in zip_longest(inputs, self._decided_on)):
+            return False
+        self._look_at = None
+        self._decided_on = inputs
+        return True
 
     def _decide(self, ground: Ground) -> Decision:
-        held = ground.lease.own.record if ground.lease.own else None
-        same_machine = self._last.mac in ("", ground.host.external.mac)
+        records = ground.snapshot.records
+        self._silent = {
+            key: revision
+            for key, revision in self._silent.items()
+            if key in records and records[key].mod_revision == revision
+        }
         wish = Wish(
             backend_type="",
-            public_ips=ground.host.external.public,
-            previous=self._last.previous,
-            etcd_lease=self._last.etcd_lease if same_machine else 0,
-            held=held,
-            silent=self._silent,
+            public_ips=PerFamily(),
+            written=self._written,
+            silent=frozenset(self._silent),
+            fixed_id=self._identity.fixed,
+            on_loss=self._policy.on_loss,
         )
-        own = find_own(ground.snapshot, ground.host, wish)
-        taken = _macs_of_others(ground.snapshot, own)
-        published = ground.network.backend.published(ground.host, own, taken)
-        wish = replace(
-            wish,
-            backend_type=published.backend_type,
-            public_ips=published.public_ips,
-            backend_data=published.backend_data,
-        )
+        wish = complete_wish(wish, ground, self._last)
         return decide_lease(ground.network.config, ground.snapshot, ground.host, wish, self._rng)
 
     def _act(self, decision: Decision, ground: Ground) -> None:
@@ -200,29 +184,37 @@ class LeaseKeeper:
                 self._keep(record, ground)
             case Adopt(record, wanted):
                 self._adopt(record, wanted)
+            case Move(record, wanted):
+                self._move(record, wanted)
             case Claim(wanted):
                 self._claim(wanted, ground.lease)
             case Release(record, reason):
-                written = self._registry.delete(f"subnets/{record.key}", record.mod_revision)
-                self._log.warning("lease_released", key=record.key, reason=reason, done=written.ok)
-                self._await_change(record.key, record, wrote=written.ok)
+                self._release(record, reason)
+            case Rename(record, reason):
+                self._rename(record, reason, ground)
             case Conflict(record, reason, fix):
-                self._conflict(record, reason, fix)
+                self._offer(LeaseState("conflict", problem=Problem("lease-conflict", reason, fix)))
+                self._probe(record)
             case Wait(reason, fix):
                 self._offer(LeaseState("waiting", problem=Problem("lease-waiting", reason, fix)))
+            case End(reason, fix):
+                raise LeaseLost(f"{reason}; {fix}")
+
+    # --- writes
 
     def _claim(self, wanted: Record, lease: LeaseState) -> None:
         if lease.own is not None and lease.state == "held":
             self._log.warning("lease_lost", key=lease.own.record.key, claiming=wanted.key)
         self._etcd_lease = self._etcd_lease or self._lease_to_use(lease.own)
+        self._written = wanted
         try:
-            written = self._registry.create(f"subnets/{wanted.key}", encode(wanted), self._etcd_lease)
+            written = self._registry.create(_path(wanted), encode(wanted), self._etcd_lease)
         except LeaseGone:
             self._etcd_lease = 0
             raise
         self._await_change(wanted.key, None, wrote=written.ok)
         if written.ok:
-            self._etcd_lease = 0
+            self._etcd_lease, self._ttl_settled = 0, True
             self._log.info("lease_claimed", key=wanted.key, revision=written.revision)
         else:
             self._log.info("lease_race_lost", key=wanted.key)
@@ -230,16 +222,70 @@ class LeaseKeeper:
     def _lease_to_use(self, own: OwnLease | None) -> int:
         """The etcd lease we have, when only its key was deleted; else a new one."""
         lease = own.record.etcd_lease if own else 0
-        return lease if lease and self._registry.keep_alive(lease) > 0 else self._registry.grant(TTL)
+        alive = lease and self._registry.keep_alive(lease) > 0
+        return lease if alive else self._registry.grant(self._policy.ttl)
 
     def _adopt(self, record: Record, wanted: Record) -> None:
         lease = record.etcd_lease
         if lease and not self._registry.keep_alive(lease):
             self._await_change(record.key, record)
             return
-        written = self._registry.replace(f"subnets/{record.key}", encode(wanted), lease, record.mod_revision)
+        self._written = wanted
+        written = self._registry.replace(_path(record), encode(wanted), lease, record.mod_revision)
         self._await_change(record.key, record, wrote=written.ok)
         self._log.info("lease_updated", key=record.key, done=written.ok, revision=written.revision)
+
+    def _move(self, record: Record, wanted: Record) -> None:
+        lease = record.etcd_lease
+        if lease and not self._registry.keep_alive(lease):
+            self._await_change(record.key, record)
+            return
+        self._written = wanted
+        written = self._registry.move(
+            _path(record), record.mod_revision, _path(wanted), encode(wanted), lease
+        )
+        self._await_change(wanted.key, None, wrote=written.ok)
+        self._log.info("lease_moved", key=record.key, to=wanted.key, done=written.ok)
+
+    def _release(self, record: Record, reason: str) -> None:
+        written = self._registry.delete(_path(record), record.mod_revision)
+        self._log.warning("lease_released", key=record.key, reason=reason, done=written.ok)
+        self._await_change(record.key, record, wrote=written.ok)
+
+    def _restore(self, record: Record) -> None:
+        """Put right what somebody has written over our record: hosts that start now could not read it."""
+        there = self._registry.get(_path(record))
+        if there is None or _is_readable(there):
+            self._await_change(record.key, record)
+            return
+        lease = record.etcd_lease
+        if lease and not self._registry.keep_alive(lease):
+            lease = self._registry.grant(self._policy.ttl)
+        self._written = record
+        written = self._registry.replace(there.key, encode(record), lease, there.mod_revision)
+        self._await_change(record.key, record, wrote=written.ok)
+        self._log.warning("lease_restored", key=record.key, done=written.ok)
+
+    def _write_again(self, own: OwnLease, ground: Ground) -> None:
+        """The same once more, if it is time to, for hosts of Go flannel."""
+        due = self._puts.due
+        self._puts.look(ground.snapshot, own)
+        if self._puts.at is not None and boottime() >= self._puts.at:
+            record = own.record
+            if record.etcd_lease and not self._registry.keep_alive(record.etcd_lease):
+                self._await_change(record.key, record)
+                return
+            self._written = record
+            written = self._registry.replace(
+                _path(record), encode(record), record.etcd_lease, record.mod_revision
+            )
+            self._puts.written(own)
+            self._await_change(record.key, record)
+            self._log.info("lease_written_again", key=record.key, done=written.ok)
+        if self._puts.due != due:
+            self._file.save(own.record, ground, self._puts.due)
+
+    # --- holding
 
     def _keep(self, record: Record, ground: Ground) -> None:
         held = ground.lease.own if ground.lease.state == "held" else None
@@ -252,37 +298,48 @@ class LeaseKeeper:
                 # etcd has ended the lease; the delete of the record is on its way to us.
                 self._await_change(record.key, record)
                 return
+            if not self._ttl_settled and ttl != self._policy.ttl and self._change_ttl(record, ttl):
+                return
             own = OwnLease(record, ttl)
+        self._ttl_settled = True
         self._renewed(own)
-        self._last = LastRun(
-            (record.subnets, *self._last.previous[:2]), record.etcd_lease, ground.host.external.mac
-        )
-        self._silent = frozenset()
+        self._last = self._last.then(record, ground.host.external.mac)
+        self._silent = {}
         self._offer(LeaseState("held", own))
-        self._save(record, ground)
+        self._file.save(record, ground, self._puts.due)
         if held is None or held.record.key != record.key:
             self._log.info("lease_held", key=record.key, ttl=own.ttl)
 
-    def _restore(self, record: Record) -> None:
-        """Put right what somebody has written over our record: hosts that start now could not read it."""
-        there = self._registry.get(f"{SUBNETS_PREFIX}{record.key}")
-        if there is None or _is_readable(there):
-            self._await_change(record.key, record)
-            return
-        lease = record.etcd_lease
-        if lease and not self._registry.keep_alive(lease):
-            lease = self._registry.grant(TTL)
-        written = self._registry.replace(there.key, encode(record), lease, there.mod_revision)
+    def _change_ttl(self, record: Record, ttl: int) -> bool:
+        """Move the record to an etcd lease with the TTL that is wanted now; False: etcd grants no other."""
+        self._etcd_lease = self._etcd_lease or self._registry.grant(self._policy.ttl)
+        fresh = self._etcd_lease
+        if self._registry.keep_alive(fresh) == ttl:
+            self._etcd_lease = 0
+            self._registry.revoke(fresh)
+            return False
+        self._written = record
+        written = self._registry.replace(_path(record), encode(record), fresh, record.mod_revision)
         self._await_change(record.key, record, wrote=written.ok)
-        self._log.warning("lease_restored", key=record.key, done=written.ok)
+        if written.ok:
+            self._etcd_lease, self._ttl_settled = 0, True
+            self._log.info("lease_ttl_changed", key=record.key, was=ttl, now=self._policy.ttl)
+            with suppress(RegistryError):  # it then ends by itself
+                # Other keys may hang on it, as an operator may have had his reasons.
+                if not self._registry.time_to_live(record.etcd_lease, keys=True).keys:
+                    self._registry.revoke(record.etcd_lease)
+        return True
 
-    def _renew(self, own: OwnLease) -> None:
-        if self._registry.keep_alive(own.record.etcd_lease) > 0:
+    def _renew(self, levels: Levels) -> None:
+        own = levels.lease.own
+        if own is None or not stands(levels.lease, levels.snapshot):
+            self._renew_at = None
+        elif self._registry.keep_alive(own.record.etcd_lease) > 0:
             self._renewed(own)
-            return
-        self._log.warning("lease_expired", key=own.record.key)
-        self._renew_at = None
-        self._await_change(own.record.key, own.record)
+        else:
+            self._log.warning("lease_expired", key=own.record.key)
+            self._renew_at = None
+            self._await_change(own.record.key, own.record)
 
     def _renewed(self, own: OwnLease) -> None:
         self._renewed_at = boottime()
@@ -290,20 +347,44 @@ class LeaseKeeper:
         # A reservation (a record without etcd lease) never ends and is never renewed.
         self._renew_at = self._renewed_at + renew_interval(own.ttl) * jitter if own.ttl else None
 
-    def _conflict(self, record: Record, reason: str, fix: str) -> None:
-        """Somebody stands in our place: take it over once its owner has stopped renewing.
+    # --- others in our way
+
+    def _rename(self, record: Record, reason: str, ground: Ground) -> None:
+        """We are the clone, unless the other host is gone."""
+        if self._probe(record):
+            return
+        own = ground.snapshot.records.get(self._written.key) if self._written is not None else None
+        if own is not None:
+            # By this the next run knows our record, which bears the old id until it is written again.
+            self._file.save(own, ground, self._puts.due)
+        self._look_at = boottime() + RETRY_SECONDS
+        fresh = self._identity.renew()
+        self._log.warning(
+            "node_id_changed",
+            reason=reason,
+            now=fresh,
+            fix="none is needed; machines that are cloned share /etc/machine-id and --state-dir",
+        )
+
+    def _probe(self, record: Record) -> bool:
+        """Whether its owner has stopped renewing; if not, it is looked again when that may be.
 
         Only hosts of ours renew all the time; how much is left of any other's lease tells nothing.
         """
-        self._offer(LeaseState("conflict", problem=Problem("lease-conflict", reason, fix)))
         if not record.etcd_lease or not record.node_id:
-            return
-        if boottime() >= self._probe_at:
-            self._probe_at = boottime() + renew_interval(TTL)
-            if self._registry.time_to_live(record.etcd_lease) < TTL - 3 * renew_interval(TTL):
-                self._silent |= {record.key}
-                self._probe_at = boottime()
-        self._renew_at = self._probe_at
+            return False
+        key, revision, alive_until = self._probed
+        if (key, revision) == (record.key, record.mod_revision) and boottime() < alive_until:
+            self._look_at = alive_until
+            return False
+        left, granted, _ = self._registry.time_to_live(record.etcd_lease)
+        wait = silent_in(left, granted)
+        self._look_at = boottime() + (wait + 1 if wait else 0.0)
+        if wait:
+            self._probed = (record.key, record.mod_revision, self._look_at)
+        else:
+            self._silent[record.key] = record.mod_revision
+        return not wait
 
     def _failed(self, own: OwnLease | None, error: RegistryError) -> None:
         """Say so when it matters: without a lease at once, with one when it has run out."""
@@ -331,34 +412,9 @@ class LeaseKeeper:
         if fresh != last:
             self._inbox.offer(lease=fresh)
 
-    def _save(self, record: Record, ground: Ground) -> None:
-        text = render_state(
-            SavedState(
-                prefix=ground.host.prefix,
-                node_id=ground.host.node_id,
-                networks=ground.network.config.networks,
-                subnets=record.subnets,
-                etcd_lease=record.etcd_lease,
-                mac=ground.host.external.mac,
-            )
-        )
-        if text == self._saved:
-            return
-        try:
-            write_atomically(self._state_file, text)
-            self._saved = text
-        except OSError as error:
-            self._log.warning("state_not_saved", path=str(self._state_file), error=str(error))
 
-
-def _macs_of_others(snapshot: Snapshot, own: Record | None) -> frozenset[str]:
-    """VTEP MACs that somebody published before us."""
-    return frozenset(
-        mac
-        for record in snapshot.records.values()
-        if own is None or (record.key != own.key and record.mod_revision < own.mod_revision)
-        for mac in record.vtep_macs.values()
-    )
+def _path(record: Record) -> str:
+    return f"{SUBNETS_PREFIX}{record.key}"
 
 
 def _is_readable(entry: Entry) -> bool:

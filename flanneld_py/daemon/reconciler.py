@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
+from typing import Any
 
 import structlog
 
 from flanneld_py.core.describe import describe
-from flanneld_py.core.linger import Departed, departures
+from flanneld_py.core.linger import Departures, departures, departures_since
 from flanneld_py.core.pace import RetrySchedule, TokenBucket
-from flanneld_py.core.plan import apply_all, plan
+from flanneld_py.core.plan import apply_all, plan, referents
 from flanneld_py.daemon.execute import Executor
 from flanneld_py.daemon.inbox import Inbox, Levels, Problem, Report, boottime, utc_now
+from flanneld_py.daemon.leftout import LeftOut
 from flanneld_py.daemon.target import Inputs, Settings, Target, inputs_of, same, target_of
-from flanneld_py.errors import FlanneldError
-from flanneld_py.model import Op, Outcome, State
+from flanneld_py.errors import FlanneldError, Unsupported
+from flanneld_py.model import Op, Outcome, State, Table, Verb
 
 ROUNDS = 5
 """Within one pass: the kernel cascades (a link going down takes its routes along), so read and plan again."""
@@ -37,8 +39,7 @@ class _Memory:
     """None: must be read."""
     kernel_changes: int = 0
     inputs: Inputs | None = None
-    departed: dict[str, Departed] = field(default_factory=dict)
-    """By key; peers that have left the registry and stay for a moment."""
+    departed: Departures = field(default_factory=Departures)
     target: Target | None = None
     settled: bool = False
     """A pass with this desired state ended in sync: what differs now was changed by somebody else."""
@@ -60,6 +61,8 @@ class Reconciler:
         self._inbox = inbox
         self._log = structlog.get_logger().bind(part="reconciler")
         self._memory = _Memory()
+        self._rejected = LeftOut(self._log, "peer_rejected", "peers_rejected")
+        self._doubtful = LeftOut(self._log, "peer_doubtful", "peers_doubtful")
         self._retry = RetrySchedule()
         self._bucket = TokenBucket(BURST, PER_SECOND, boottime())
         self._questions: SimpleQueue[Future[list[str]]] = SimpleQueue()
@@ -90,12 +93,12 @@ class Reconciler:
     def _wake_at(self) -> float | None:
         if self._memory.target is None:
             return None
-        leave = (gone.until for gone in self._memory.departed.values())
+        leave = (gone.until for gone in self._memory.departed.kept.values())
         due = (self._retry.next_due(), self._memory.read_back_at, *leave)
         return min(at for at in due if at is not None)
 
     def _has_work(self, levels: Levels) -> bool:
-        inputs, memory = inputs_of(levels), self._memory
+        inputs, memory = inputs_of(levels, self._memory.inputs), self._memory
         if inputs is None:
             return False
         due = self._wake_at()
@@ -108,13 +111,15 @@ class Reconciler:
     def _pass(self, levels: Levels) -> None:
         """Bring the kernel in line with these levels, and report."""
         started, memory = boottime(), self._memory
-        inputs = inputs_of(levels)
+        inputs = inputs_of(levels, self._memory.inputs)
         if inputs is None:
             return
         try:
             target = self._aim(inputs)
             outcomes = self._converge(target, levels)
         except FlanneldError as error:
+            if isinstance(error, Unsupported) and not levels.report.subnet_file_written:
+                raise  # nothing depends on this process yet, and who set it up is there to see it
             memory.actual, memory.settled = None, False
             memory.read_back_at = boottime() + 1.0
             self._fail(Problem("reconcile-failed", str(error), ""))
@@ -124,7 +129,8 @@ class Reconciler:
     def _aim(self, inputs: Inputs) -> Target:
         memory = self._memory
         departed = self._departed(inputs)
-        if memory.target is None or not same(inputs, memory.inputs) or departed != memory.departed:
+        self._log_hold(memory.departed, departed)
+        if memory.target is None or not same(inputs, memory.inputs) or departed.kept != memory.departed.kept:
             last, memory.target = memory.target, None
             memory.inputs, memory.departed = inputs, departed
             memory.target = self._target(inputs, departed)
@@ -132,14 +138,29 @@ class Reconciler:
             memory.settled = memory.settled and last is not None and last.state == memory.target.state
             self._retry.start_over()
             self._follow(memory.target)
+        memory.departed = departed
         return memory.target
 
-    def _departed(self, inputs: Inputs) -> dict[str, Departed]:
-        last = self._memory.inputs
-        return departures(self._memory.departed, last.snapshot if last else None, inputs.snapshot, boottime())
+    def _departed(self, inputs: Inputs) -> Departures:
+        memory, settings, now = self._memory, self._settings, boottime()
+        snapshot, own = inputs.snapshot, inputs.own.record.key
+        if memory.inputs is not None:
+            last = memory.inputs.snapshot
+            return departures(memory.departed, last, snapshot, own, now, settings.wipe_grace)
+        if settings.last_peers is not None:
+            return departures_since(settings.last_peers, snapshot, own, now, settings.wipe_grace)
+        return Departures()
 
-    def _target(self, inputs: Inputs, departed: dict[str, Departed]) -> Target:
-        return target_of(inputs, [gone.record for gone in departed.values()], self._settings)
+    def _log_hold(self, last: Departures, fresh: Departures) -> None:
+        """Say when a wipe is held off, and when that is over."""
+        before, now = last.held, fresh.held
+        if now and not before:
+            self._log.warning("wipe_hold", peers=len(now), seconds=self._settings.wipe_grace)
+        elif before and not now:
+            self._log.info("wipe_hold_over", peers=len(before))
+
+    def _target(self, inputs: Inputs, departed: Departures) -> Target:
+        return target_of(inputs, departed.records, self._settings)
 
     def _converge(self, target: Target, levels: Levels) -> list[Outcome]:
         """Read, plan and apply until the plan is empty or only holds what must wait."""
@@ -157,24 +178,39 @@ class Reconciler:
                 memory.actual = self._executor.observe(target.scope)
                 memory.read_back_at = boottime() + _read_back_after(memory.actual)
             ops = plan(target.state, memory.actual)
-            self._retry.keep_only((op.verb, op.table, op.key) for op in ops)
-            now = boottime()
-            due = [op for op in ops if self._retry.due((op.verb, op.table, op.key), now)]
+            self._retry.keep_only(map(_retry_key, ops))
+            due, held = self._divide(ops, target.state)
             if not due:
                 break
-            held = [op for op in ops if not self._retry.due((op.verb, op.table, op.key), now)]
             outcomes += self._apply(due, held, target.state, memory.actual)
         return outcomes
+
+    def _divide(self, ops: Sequence[Op], want: State) -> tuple[list[Op], list[Op]]:
+        """What is to be tried now, and what must wait: for its time, or for a row that waits."""
+        due: list[Op] = []
+        held: list[Op] = []
+        waiting: dict[tuple[Table, Any], Op] = {}
+        now = boottime()
+        for op in ops:
+            first = next((waiting[row] for row in referents(op, want) if row in waiting), None)
+            if first is not None:
+                self._retry.wait_for(_retry_key(op), _retry_key(first))
+            elif self._retry.due(_retry_key(op), now):
+                due.append(op)
+                continue
+            held.append(op)
+            if op.verb == "set" and not self._executor.is_standing(op.table, op.key):
+                waiting[op.table, op.key] = op
+        return due, held
 
     def _apply(self, ops: Sequence[Op], held: Sequence[Op], want: State, actual: State) -> list[Outcome]:
         outcomes = self._executor.apply(ops, want, actual, held)
         now = boottime()
         for op, error in outcomes:
-            key = (op.verb, op.table, op.key)
             if error is None:
-                self._retry.succeeded(key)
+                self._retry.succeeded(_retry_key(op))
             else:
-                self._retry.failed(key, now)
+                self._retry.failed(_retry_key(op), now)
         if any(error is not None or op.table == "links" for op, error in outcomes):
             self._memory.actual = None
         else:
@@ -218,7 +254,8 @@ class Reconciler:
 
     def _report(self, target: Target, failed: tuple[tuple[str, str], ...]) -> None:
         memory, last = self._memory, self._inbox.levels.report
-        self._log_rejected(last.peers.rejected, target.peers.rejected)
+        self._rejected.tell(target.peers.rejected)
+        self._doubtful.tell(target.peers.doubtful)
         actual = memory.actual.files if memory.actual is not None else {}
         path = self._settings.subnet_file
         self._inbox.offer(
@@ -228,7 +265,9 @@ class Reconciler:
                 subnet_file_written=last.subnet_file_written or actual.get(path) == target.state.files[path],
                 mtu=target.mtu,
                 devices=target.devices,
+                offloads=target.state.offloads,
                 peers=target.peers,
+                held=len(memory.departed.held),
                 repaired=dict(memory.repaired),
                 ops=dict(memory.ops),
                 failed=failed,
@@ -238,13 +277,6 @@ class Reconciler:
                 failing_since=(last.failing_since or utc_now()) if failed else "",
             )
         )
-
-    def _log_rejected(self, known: Mapping[str, str], rejected: Mapping[str, str]) -> None:
-        news = [key for key, reason in rejected.items() if known.get(key) != reason]
-        for key in news[:SHOWN]:
-            self._log.warning("peer_rejected", key=key, reason=rejected[key])
-        if len(news) > SHOWN:
-            self._log.warning("peers_rejected", count=len(news), see="peers.bad of the status")
 
     def _fail(self, problem: Problem) -> None:
         last = self._inbox.levels.report
@@ -266,7 +298,7 @@ class Reconciler:
                 question.set_exception(error)
 
     def _plan_now(self, levels: Levels) -> list[str]:
-        inputs = inputs_of(levels)
+        inputs = inputs_of(levels, self._memory.inputs)
         if inputs is None:
             return []
         target = self._target(inputs, self._departed(inputs))
@@ -275,6 +307,10 @@ class Reconciler:
 
 def _read_back_after(state: State) -> float:
     return READ_BACK_SMALL if len(state.routes) <= SMALL_STATE else READ_BACK_LARGE
+
+
+def _retry_key(op: Op) -> tuple[Verb, Table, Any]:
+    return op.verb, op.table, op.key
 
 
 def _shown(ops: Sequence[Op]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -16,27 +17,37 @@ import structlog
 
 from flanneld_py import __version__
 from flanneld_py.core.hostfiles import parse_subnet_env, socket_path, status_path
+from flanneld_py.core.lastpeers import parse_peers
 from flanneld_py.core.statefile import SavedState, parse_state
+from flanneld_py.daemon.configwatch import ConfigWatch
 from flanneld_py.daemon.control import Control
 from flanneld_py.daemon.execute import Executor
+from flanneld_py.daemon.firstchoice import Before
+from flanneld_py.daemon.health import Health
 from flanneld_py.daemon.hostwatch import HostWatch, Wanted, follow
-from flanneld_py.daemon.identity import node_id_of
+from flanneld_py.daemon.identity import Identity, identity_of
 from flanneld_py.daemon.inbox import Inbox, boottime
-from flanneld_py.daemon.leasekeeper import LastRun, LeaseKeeper
+from flanneld_py.daemon.leasefile import LeaseFile
+from flanneld_py.daemon.leaseground import LastRun
+from flanneld_py.daemon.leasekeeper import LeaseKeeper
 from flanneld_py.daemon.lock import Locks
 from flanneld_py.daemon.notify import Notifier
 from flanneld_py.daemon.oldfiles import read_regular
+from flanneld_py.daemon.options import Options
+from flanneld_py.daemon.peermemory import PeerMemory
 from flanneld_py.daemon.publisher import Publisher
 from flanneld_py.daemon.reconciler import Reconciler
 from flanneld_py.daemon.registrywatch import RegistryWatch
-from flanneld_py.daemon.status import Process, compose
+from flanneld_py.daemon.status import Process, compose, compose_peers, is_ready, one_line
 from flanneld_py.daemon.target import Settings
-from flanneld_py.drivers.etcd import EtcdRegistry, EtcdSettings
+from flanneld_py.drivers.blackholes import Blackholes
+from flanneld_py.drivers.etcd import EtcdRegistry
 from flanneld_py.drivers.files import HostFiles
 from flanneld_py.drivers.kernel import KernelLinks
 from flanneld_py.drivers.monitor import Monitor
+from flanneld_py.drivers.offloads import Offloads
 from flanneld_py.drivers.rtnetlink import RtnetlinkTables
-from flanneld_py.errors import HostError
+from flanneld_py.errors import FlanneldError, HostError
 from flanneld_py.model import IPNetwork
 
 STOP_WITHIN = 4.0
@@ -45,25 +56,14 @@ CAP_NET_ADMIN = 12
 """linux/capability.h."""
 LAST_RESORT = 4.5
 """Seconds after SIGTERM when the process ends whatever it does: a disk or a terminal may hang too."""
+NOT_CURED_BY_WAITING = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
+}
+"""Why a directory cannot be used; a full disk, for one, may have room again."""
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 THREAD_DIED = signal.SIGUSR1
 SIGNALS = {*STOP_SIGNALS, signal.SIGHUP, THREAD_DIED}
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The command line, parsed."""
-
-    etcd: EtcdSettings
-    subnet_file: Path
-    state_dir: Path
-    node_id: str = ""
-    iface: tuple[str, ...] = ()
-    public_ip: str = ""
-
-    @property
-    def state_file(self) -> Path:
-        return self.state_dir / "state.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,8 @@ class LastTime:
 
     run: LastRun
     networks: tuple[IPNetwork, ...]
+    mac_seed: str = ""
+    subnet_file: bool = False
 
 
 def last_time(options: Options) -> LastTime:
@@ -80,10 +82,39 @@ def last_time(options: Options) -> LastTime:
     if saved is None or saved.prefix != options.etcd.prefix:
         saved = SavedState(options.etcd.prefix, "")
     old = parse_subnet_env(_old_text(options.subnet_file))
-    known = [subnets for subnets in (saved.subnets, old.subnets) if subnets.values()]
     return LastTime(
-        run=LastRun(tuple(dict.fromkeys(known)), saved.etcd_lease, saved.mac),
+        run=LastRun.of(saved, old.subnets),
         networks=tuple(dict.fromkeys((*saved.networks, *old.networks.values()))),
+        subnet_file=bool(old.subnets.values()),
+        mac_seed=saved.mac_seed,
+    )
+
+
+def settings_of(options: Options, last: LastTime) -> Settings:
+    """What the reconciler is told once and for all."""
+    prefix = options.etcd.prefix
+    return Settings(
+        prefix,
+        str(options.subnet_file),
+        blackhole=options.blackhole,
+        known_networks=last.networks,
+        wipe_grace=options.wipe_grace,
+        last_peers=parse_peers(_old_text(options.peers_file), prefix),
+    )
+
+
+def wanted_of(options: Options, last: LastTime, identity: Identity) -> Wanted:
+    """What the choice of the external interface goes by."""
+    return Wanted(
+        identity,
+        options.etcd.prefix,
+        iface=options.iface,
+        iface_regex=options.iface_regex,
+        iface_can_reach=options.iface_can_reach,
+        public_ip=options.public_ip,
+        public_ipv6=options.public_ipv6,
+        endpoints=options.etcd.endpoints,
+        before=Before(last.subnet_file, last.run.mac),
     )
 
 
@@ -100,7 +131,27 @@ def require_net_admin() -> None:
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         name, _, value = line.partition(":")
         if name == "CapEff" and not int(value, 16) >> CAP_NET_ADMIN & 1:
-            raise HostError("flanneld-py needs CAP_NET_ADMIN; run it as root or grant the capability")
+            raise HostError(
+                "needs CAP_NET_ADMIN; run it as root, or grant the capability (AmbientCapabilities= of the "
+                "service)"
+            )
+
+
+def require_directory(subnet_file: Path) -> None:
+    """Raise HostError where the subnet file's directory cannot be made or written."""
+    directory = subnet_file.parent
+    number = 0
+    try:
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        number = errno.ENOTDIR if error.errno == errno.EEXIST else error.errno or 0
+    else:
+        number = 0 if os.access(directory, os.W_OK | os.X_OK) else errno.EACCES
+    if number in NOT_CURED_BY_WAITING:
+        raise HostError(
+            f"--subnet-file {subnet_file}: {directory}: {os.strerror(number)}; expected a directory that can "
+            f"be written"
+        )
 
 
 class Daemon:
@@ -116,42 +167,78 @@ class Daemon:
         # Blocked before any thread is started, so that only sigwait in `run` takes them.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         require_net_admin()
+        require_directory(options.subnet_file)
         self._options = options
         prefix = options.etcd.prefix
         self._log = structlog.get_logger().bind(part="main")
         self._locks = Locks(prefix, options.state_dir, options.subnet_file)
-        node_id = node_id_of(options.node_id, options.state_dir)
         last = last_time(options)
+        identity = identity_of(options.node_id, options.state_dir, last.mac_seed)
         self._inbox = Inbox()
         self._notifier = Notifier()
         self._registry = EtcdRegistry(options.etcd)
-        tables, links = RtnetlinkTables(prefix), KernelLinks(prefix)
-        self._monitor = Monitor(ignore_ports={*tables.port_ids, *links.port_ids})
-        settings = Settings(prefix, str(options.subnet_file), known_networks=last.networks)
+        tables, links, blackholes = RtnetlinkTables(prefix), KernelLinks(prefix), Blackholes()
+        self._monitor = Monitor(ignore_ports={*tables.port_ids, *links.port_ids, *blackholes.port_ids})
         self._reconciler = Reconciler(
-            Executor((links, tables, HostFiles())), settings, self._inbox, partial(follow, self._monitor)
+            Executor((links, tables, blackholes, Offloads(), HostFiles())),
+            settings_of(options, last),
+            self._inbox,
+            partial(follow, self._monitor),
         )
-        wanted = Wanted(node_id, prefix, iface=options.iface, public_ip=options.public_ip)
-        self._hostwatch = HostWatch(self._monitor, wanted, self._inbox)
+        wanted = wanted_of(options, last, identity)
+        self._configwatch = ConfigWatch(prefix, self._inbox, lambda: self._registry.endpoint)
+        self._registrywatch = RegistryWatch(self._registry, self._configwatch, self._inbox)
+        self._hostwatch = HostWatch(self._monitor, wanted, self._inbox, self._registrywatch.reconnect)
+        for level in ("network", "registry"):
+            self._inbox.alarm(level, self._monitor.interrupt)
+        self._health = self._make_health(options)
         self._hostwatch.begin()
-        self._registrywatch = RegistryWatch(self._registry, prefix, self._inbox)
+        identity.changed = self._monitor.interrupt
         self._leasekeeper = LeaseKeeper(
-            self._registry, self._inbox, last.run, options.state_file, self._registrywatch.distrust
+            self._registry,
+            self._inbox,
+            identity,
+            last.run,
+            LeaseFile(options.state_file),
+            options.lease,
+            self._registrywatch.distrust,
         )
-        self._process = Process(os.getpid(), prefix, node_id)
+        self._peermemory = PeerMemory(self._inbox, prefix, options.peers_file)
+        self._process = Process(os.getpid(), prefix, identity.node_id)
         self._publisher = Publisher(
             self._inbox, self._process, Path(status_path(str(options.subnet_file))), self._notifier
         )
-        self._control = Control(
+        self._control = self._make_control(options)
+        self._failed = False
+        self.ended_by: FlanneldError | None = None
+        """Why it ended by itself, though it is no defect of ours."""
+        self._threads: list[threading.Thread] = []
+        self._asked_to_stop = threading.Event()
+
+    def _make_control(self, options: Options) -> Control:
+        return Control(
             Path(socket_path(str(options.subnet_file))),
             {
                 "status": lambda: compose(self._inbox.levels, self._process),
+                "peers": lambda: compose_peers(self._inbox.levels, self._process),
                 "plan": self._reconciler.ask_plan,
+                "apply-config": self._configwatch.apply,
             },
         )
-        self._failed = False
-        self._threads: list[threading.Thread] = []
-        self._asked_to_stop = threading.Event()
+
+    def _make_health(self, options: Options) -> Health | None:
+        if options.healthz_port <= 0:
+            return None
+        return Health(options.healthz_ip, options.healthz_port, dead=self._dead, unready=self._unready)
+
+    def _dead(self) -> str:
+        """Which thread is not there any more, if one is not."""
+        ended = (thread.name for thread in self._threads if thread.ident and not thread.is_alive())
+        return next((f"thread {name} has ended" for name in ended), "")
+
+    def _unready(self) -> str:
+        levels = self._inbox.levels
+        return "" if is_ready(levels) else one_line(compose(levels, self._process))
 
     def start(self) -> None:
         """Start the threads.
@@ -174,8 +261,11 @@ class Daemon:
             self._thread("host-watch", self._hostwatch.run),
             self._thread("reconciler", self._reconciler.run),
             self._thread("publisher", self._publisher.run),
+            self._thread("peer-memory", self._peermemory.run),
             self._thread("control", self._control.run),
         ]
+        if self._health is not None:
+            self._threads.append(self._thread("health", self._health.run))
         # Made now: at the end there may be no thread to be had.
         self._thread("last-resort", self._end_anyway).start()
         for thread in self._threads:
@@ -197,7 +287,9 @@ class Daemon:
 
     @property
     def _code(self) -> int:
-        return os.EX_SOFTWARE if self._failed else os.EX_OK
+        if self._failed:
+            return os.EX_SOFTWARE
+        return self.ended_by.exit_code if self.ended_by else os.EX_OK
 
     def _end_anyway(self) -> None:
         self._asked_to_stop.wait()
@@ -224,6 +316,8 @@ class Daemon:
             self._thread("registry-close", self._registry.close).start()
         self._monitor.interrupt()
         self._control.stop()
+        if self._health is not None:
+            self._health.stop()
         for thread in self._threads:
             thread.join(max(0.0, deadline - boottime()))
         late = [thread.name for thread in self._threads if thread.is_alive()]
@@ -235,6 +329,11 @@ class Daemon:
         def guarded() -> None:
             try:
                 body()
+            except FlanneldError as error:
+                # What nobody in the thread catches is meant to end the process.
+                self._log.error("end", thread=name, reason=str(error))
+                self.ended_by = error
+                os.kill(os.getpid(), THREAD_DIED)
             except Exception:  # noqa: BLE001 - whatever it is, the process must not go on without this thread
                 # A defect of ours: say it once and end the process, a manager will start it afresh.
                 self._failed = True

@@ -8,12 +8,12 @@ from itertools import islice
 from typing import Any
 
 from flanneld_py import __version__
+from flanneld_py.core.configchange import overlaps_of_host
+from flanneld_py.core.records import shortened
 from flanneld_py.daemon.inbox import Levels, Problem
 
 SHOWN_FAILURES = 20
 SHOWN_BAD = 50
-LONGEST_TEXT = 300
-"""Characters of a bad record's key or reason: both are made of what a stranger wrote."""
 WAITING = {
     "config-missing",
     "config-invalid",
@@ -44,16 +44,18 @@ def compose(levels: Levels, process: Process, *, stopped: bool = False) -> dict[
         "state": "stopped" if stopped else _state(levels, problems),
         "ready": not stopped and is_ready(levels),
         "prefix": process.prefix,
-        "node_id": process.node_id,
+        "node_id": host.node_id if host else process.node_id,
         "backend": network.backend.type if network else None,
         "networks": [str(net) for net in network.config.networks] if network else [],
         "subnets": [str(net) for net in record.subnets.values()] if record else [],
         "mtu": report.mtu,
+        "offloads": {dev: "on" if on else "off" for dev, on in report.offloads.items()},
         "external": {
             "name": host.external.name,
             "mtu": host.external.mtu,
             "addresses": [str(ip) for ip in host.external.addresses.values()],
             "public": [str(ip) for ip in host.external.public.values()],
+            "how": host.external.how,
         }
         if host
         else None,
@@ -68,7 +70,7 @@ def compose(levels: Levels, process: Process, *, stopped: bool = False) -> dict[
             **asdict(levels.registry),
             "revision": levels.snapshot.revision if levels.snapshot else None,
         },
-        "peers": {"count": len(report.peers.accepted), **_bad(levels)},
+        "peers": {"count": len(report.peers.accepted), "held": report.held, **_bad(levels)},
         "drift": {
             "repaired": dict(report.repaired),
             "ops": {"set": report.ops.get("set", 0), "del": report.ops.get("del", 0)},
@@ -78,15 +80,22 @@ def compose(levels: Levels, process: Process, *, stopped: bool = False) -> dict[
     }
 
 
+def compose_peers(levels: Levels, process: Process) -> dict[str, Any]:
+    """What this host makes of the readable records, all of them, for `flannelctl leases`."""
+    return {
+        "prefix": process.prefix,
+        "node_id": levels.host.node_id if levels.host else process.node_id,
+        "judged": levels.report.passes > 0,
+        "rejected": dict(levels.report.peers.rejected),
+        "doubtful": dict(levels.report.peers.doubtful),
+    }
+
+
 def _bad(levels: Levels) -> dict[str, Any]:
     """Some of the records that are left out, and how many there are."""
     bad = {**levels.report.peers.rejected, **(levels.snapshot.bad if levels.snapshot else {})}
     shown = islice(bad.items(), SHOWN_BAD)
-    return {"bad": {_cut(key): _cut(reason) for key, reason in shown}, "bad_count": len(bad)}
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
+    return {"bad": {shortened(key): shortened(reason) for key, reason in shown}, "bad_count": len(bad)}
 
 
 def is_ready(levels: Levels) -> bool:
@@ -104,9 +113,11 @@ def find_problems(levels: Levels) -> Iterator[Problem]:
             else "correct the credentials or certificates given by the --etcd-* flags"
         )
         yield Problem(f"registry-{registry.state}", registry.error or "no answer", fix, registry.since)
+    yield from _overlaps(levels)
     for problem in (
         levels.config_problem,
         levels.host_problem,
+        levels.checksum_problem,
         levels.lease.problem,
         levels.report.problem,
     ):
@@ -117,7 +128,7 @@ def find_problems(levels: Levels) -> Iterator[Problem]:
         key, reason = next(iter(rejected.items()))
         yield Problem(
             "peers-left-out",
-            f"{_cut(key)}: {_cut(reason)} ({len(rejected)} in all)",
+            f"{shortened(key)}: {shortened(reason)} ({len(rejected)} in all)",
             "correct that host's configuration, or remove its record if it is gone",
             levels.report.peers_left_out_since,
         )
@@ -128,6 +139,20 @@ def find_problems(levels: Levels) -> Iterator[Problem]:
             f"{op}: {error} ({len(levels.report.failed)} in all)",
             "remove the cause; it is tried again by itself",
             levels.report.failing_since,
+        )
+
+
+def _overlaps(levels: Levels) -> Iterator[Problem]:
+    if levels.network is None or levels.host is None:
+        return
+    own = levels.lease.own.record.subnets if levels.lease.own else None
+    reasons = list(overlaps_of_host(levels.network.config, levels.host, own))
+    if reasons:
+        yield Problem(
+            "config-overlaps-host",
+            f"{reasons[0]} ({len(reasons)} in all)" if len(reasons) > 1 else reasons[0],
+            "choose a Network that no host is part of (flannelctl config check), or renumber this host",
+            "",
         )
 
 

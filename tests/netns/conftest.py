@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from flanneld_py.lab import EtcdServer, Lab, wait_for
+from tests.netns.etcd_servers import PREFIX, Etcd
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
+
+    from flanneld_py.drivers.etcd import EtcdRegistry
 
 _HERE = Path(__file__).parent
 _prefixes = (f"/test/{number}/network" for number in itertools.count(1))
@@ -66,3 +70,36 @@ def fresh_lab(session_lab: Lab) -> Iterator[Lab]:  # noqa: ARG001 - it knows whe
     with Lab() as lab:
         yield lab
     assert not lab.workspace.directory.exists()
+
+
+# --- etcd on loopback, for tests of its driver ----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Etcd]:
+    """For tests that do it no harm, or each under a prefix of its own."""
+    with Etcd() as server:
+        yield server.start()
+
+
+@pytest.fixture
+def servers() -> Iterator[Callable[..., Etcd]]:
+    """Makes servers that a test may ill-treat; they end with it."""
+    with ExitStack() as stack:
+        yield lambda *options, **more: stack.enter_context(Etcd(*options, **more))
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[..., EtcdRegistry]]:
+    """Makes registries of endpoints, a prefix and further settings; closes them."""
+    # gRPC is slow to import, and few tests need it.
+    from flanneld_py.drivers.etcd import EtcdRegistry, EtcdSettings  # noqa: PLC0415
+
+    with ExitStack() as stack:
+
+        def make(*endpoints: str, prefix: str = PREFIX, **more: str) -> EtcdRegistry:
+            registry = EtcdRegistry(EtcdSettings(endpoints, prefix, **more))
+            stack.callback(registry.close)
+            return registry
+
+        yield make

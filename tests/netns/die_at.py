@@ -20,9 +20,11 @@ from typing import Any, TypeVar
 
 from flanneld_py.cli.ctl import main as ctl
 from flanneld_py.cli.daemon import main as run_daemon
+from flanneld_py.drivers.blackholes import Blackholes
 from flanneld_py.drivers.files import HostFiles
 from flanneld_py.drivers.kernel import KernelLinks
 from flanneld_py.drivers.netlink import NetlinkSocket
+from flanneld_py.drivers.offloads import Offloads
 from flanneld_py.drivers.rtnetlink import RtnetlinkTables
 
 T = TypeVar("T")
@@ -78,6 +80,8 @@ def main() -> None:
     countdown = Countdown(int(writes))
     count_batches(RtnetlinkTables, countdown, whole=False)
     count_batches(KernelLinks, countdown, whole=False)
+    count_batches(Blackholes, countdown, whole=False)
+    count_batches(Offloads, countdown, whole=True)
     count_batches(HostFiles, countdown, whole=True)
     count_calls(NetlinkSocket, "transact", countdown, lambda _: countdown.batch)
     count_calls(os, "fsync", countdown, lambda _: "fsync" if countdown.batch else "")

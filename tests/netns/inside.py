@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from flanneld_py.daemon.hostwatch import HostWatch, Wanted
+from flanneld_py.daemon.identity import Identity
 from flanneld_py.daemon.inbox import Inbox
 from flanneld_py.drivers.monitor import Monitor
 
@@ -195,7 +196,7 @@ class Watched:
 
     def __init__(self, prefix: str, iface: str) -> None:
         self._inbox = Inbox()
-        self._watch = HostWatch(Monitor(), Wanted("node", prefix, iface=(iface,)), self._inbox)
+        self._watch = HostWatch(Monitor(), Wanted(Identity("node"), prefix, iface=(iface,)), self._inbox)
         self._watch.read()
         threading.Thread(target=self._watch.run, daemon=True).start()
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.netns.host_state import add_foreign_objects, changes, host_state
-from tests.netns.oracle import actual, wait_in_order
+from tests.netns.oracle import actual, own_key, wait_in_order
 from tests.netns.peers import change_peers, make_peers
-from tests.netns.scenes import BACKENDS, config
+from tests.netns.registry_history import stored
+from tests.netns.scenes import BACKENDS, config, overlay
 from tests.netns.test_ctl import flannelctl
 
 if TYPE_CHECKING:
@@ -84,3 +85,66 @@ def test_the_comparison_sees_changed_files(lab: Lab) -> None:
     assert changes(before, host_state(alpha)) == []
     alpha.subnet_file.chmod(0o600)
     assert changes(before, host_state(alpha))
+
+
+# --- the lease ------------------------------------------------------------------------------------
+
+
+def lease_left(lab: Lab, lease: int) -> int:
+    """Seconds; -1 when it has ended."""
+    left: int = lab.etcd.ctl_json("lease", "timetolive", f"{lease:x}")["ttl"]
+    return left
+
+
+def test_the_lease_is_kept_unless_it_is_to_be_released(lab: Lab) -> None:
+    alpha, beta = overlay(lab, "vxlan", "alpha", "beta")
+    kept, released = (stored(lab.etcd, own_key(host)) for host in (alpha, beta))
+    assert kept is not None
+    assert released is not None
+    for flag in ("--release-lease", "--keep-lease"):
+        said = flannelctl(beta, "cleanup", flag)
+        assert said.code != 0, "its daemon runs"
+    for host in (alpha, beta):
+        host.daemon.terminate()
+
+    said = flannelctl(alpha, "cleanup", "--keep-lease")
+    assert (said.code, f"{kept.key} stays in etcd" in said.out) == (0, True), said
+    assert stored(lab.etcd, kept.key) == kept
+
+    line = f"del lease {lab.etcd.prefix}/subnets/{released.key}"
+    said = flannelctl(beta, "cleanup", "--release-lease", "--dry-run")
+    assert (said.code, line in said.out) == (0, True), said
+    assert stored(lab.etcd, released.key) == released
+    said = flannelctl(beta, "cleanup", "--release-lease")
+    assert (said.code, line in said.out, "stays in etcd" in said.out) == (0, True, False), said
+    assert stored(lab.etcd, released.key) is None
+    assert lease_left(lab, released.lease) == -1
+    assert flannelctl(beta, "cleanup", "--release-lease").out == "nothing to remove\n"
+
+
+def test_a_clone_does_not_release_the_lease_of_its_original(lab: Lab) -> None:
+    alpha, _ = overlay(lab, "vxlan", "alpha", "beta")
+    beta = lab.add_host("gamma")
+    shutil.copytree(alpha.state_directory, beta.state_directory, dirs_exist_ok=True)
+    before = stored(lab.etcd, own_key(alpha))
+    said = flannelctl(beta, "cleanup", "--release-lease")
+    assert said.code == 1
+    assert f"it is the lease of {alpha.address}, no address of this host, which may be a clone" in said.err
+    assert stored(lab.etcd, own_key(alpha)) == before
+    assert flannelctl(beta, "cleanup").code == 0
+
+
+def test_without_etcd_a_release_can_be_repeated(lab: Lab) -> None:
+    (alpha,) = overlay(lab, "vxlan", "alpha")
+    key = own_key(alpha)
+    alpha.daemon.terminate()
+    lab.etcd.stop()
+    said = flannelctl(alpha, "cleanup", "--release-lease")
+    assert said.code == 1
+    assert "release the lease: etcd could not be asked" in said.err
+    assert not alpha.ip("link", "show", "type", "vxlan")
+    lab.etcd.start()
+    said = flannelctl(alpha, "cleanup", "--release-lease")
+    assert said.code == 0, said
+    assert stored(lab.etcd, key) is None
+    assert not alpha.state_directory.exists()

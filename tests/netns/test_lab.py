@@ -126,6 +126,26 @@ def test_hosts_reach_each_other_and_etcd_over_both_families(lab: Lab) -> None:
     assert (link["address"], link["mtu"]) == ("02:00:c0:00:02:01", 1500)
 
 
+def test_two_segments_with_a_router_between(lab: Lab) -> None:
+    a, c = lab.add_host("a"), lab.add_host("c", segment=1)
+    assert (c.address, c.address6) == ("198.51.100.2", "2001:db8:0:1::2")
+    for address, router in ((c.address, "192.0.2.254"), (c.address6, "2001:db8::fe")):
+        assert a.ping(address).lost == 0
+        (way,) = a.ip("route", "get", address)
+        assert way["gateway"] == router
+    result = c.ping(a.address, size=1500, df=True)
+    assert result.lost == 0
+
+
+@pytest.mark.parametrize(("family", "other"), [(4, 6), (6, 4)])
+def test_a_host_may_have_one_family_only(lab: Lab, family: int, other: int) -> None:
+    (host,) = lab.add_hosts("a", families=[family])
+    routes = {version: host.ip(f"-{version}", "route", "show", "default") for version in (4, 6)}
+    assert (len(routes[family]), len(routes[other])) == (1, 0)
+    (endpoint,) = (flag for flag in host.flags if flag.startswith("--etcd-endpoints="))
+    assert ("[2001:db8::fe]" in endpoint) == (family == 6)
+
+
 def test_pods_have_the_leased_subnet_and_the_mtu_of_subnet_env(lab: Lab) -> None:
     (host,) = lab.add_hosts("a")
     write_subnet_env(host, mtu=1400)

@@ -159,38 +159,6 @@ def test_a_peer_that_does_not_come_back_is_removed(lab: Lab, backend: str) -> No
 # --- another node in our place --------------------------------------------------------------------
 
 
-def foreign_text(host: Host, backend: str, public: str) -> str:
-    """The record of another node with a node id of its own."""
-    peer = Peer(subnet_of(own_key(host)), public, "02:00:05:00:00:01")
-    return json.dumps(peer.record(backend) | {"NodeID": "another-node"})
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_subnet_taken_over_by_another_node_is_left_to_it(lab: Lab, backend: str) -> None:
-    alpha, beta = overlay(lab, backend, "alpha", "beta")
-    key, since = own_key(alpha), revision(lab.etcd) + 1
-    text = foreign_text(alpha, backend, "192.0.2.77")
-    lab.etcd.ctl("put", f"{lab.etcd.prefix}/subnets/{key}", "--", text)
-    status = wait_status(alpha.daemon, "another subnet", lambda s: s["lease"]["key"] not in (None, key))
-    assert status["lease"]["state"] == "held"
-    wait_in_order(beta, backend)
-    # Our bridge still has the old subnet, and so its route: it goes to the new owner when the pods are gone.
-    wait_status(
-        alpha.daemon, "the subnet to be ours", lambda s: "own network" in s["peers"]["bad"].get(key, "")
-    )
-    alpha.remove_pods()
-    wait_in_order(alpha, backend)
-    assert subnet_of(own_key(alpha)) == status["subnets"][0]
-    network = ip_network(status["subnets"][0])
-    assert alpha.subnet_env()["FLANNEL_SUBNET"] == f"{network[1]}/24"
-    assert [(event.key, event.version) for event in history(lab.etcd, since)] == [
-        (key, 2),
-        (own_key(alpha), 1),
-    ]
-    (lost,) = events(alpha.daemon, "lease_lost")
-    assert (lost["key"], lost["claiming"]) == (key, own_key(alpha))
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_another_node_with_our_address_is_a_conflict_and_nothing_is_lost(lab: Lab, backend: str) -> None:
     """A cloned machine, or an address given twice: a person has to decide."""
@@ -236,6 +204,51 @@ def test_a_restart_renews_the_lease_and_writes_nothing(lab: Lab) -> None:
         wait_held(alpha.daemon, before.key)
         assert time_left(lab, before.lease) > left
         assert stored(lab.etcd, before.key) == before
+
+
+# --- from Go flannel, and to IPv6 -----------------------------------------------------------------
+
+
+def test_migration_keeps_subnet_etcd_lease_and_value(lab: Lab) -> None:
+    """Go flannel was stopped on this host: its record and its subnet.env are there."""
+    lab.etcd.put_config(config("vxlan"))
+    alpha = lab.add_host("alpha")
+    gos = Peer("10.5.40.0/24", alpha.address, "02:00:05:00:00:40")
+    change_peers(lab.etcd, "vxlan", put=[gos])
+    alpha.subnet_file.write_text(
+        "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.40.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
+    )
+    before = stored(lab.etcd, gos.key)
+    assert before is not None
+    lab.etcd.put_config(config("vxlan", SubnetMin="10.5.1.0"))
+    alpha.start_daemon().wait_ready()
+    wait_held(alpha.daemon, gos.key)
+    after = stored(lab.etcd, gos.key)
+    assert after is not None
+    assert (after.lease, after.created, after.version) == (before.lease, before.created, 2)
+    assert after.record == before.record | {"NodeID": alpha.node_id}
+    assert alpha.subnet_env()["FLANNEL_SUBNET"] == "10.5.40.1/24"
+    wait_in_order(alpha, "vxlan")
+
+
+def test_s17_with_ipv6_switched_on_the_ipv4_subnet_stays(lab: Lab) -> None:
+    (alpha,) = overlay(lab, "vxlan", "alpha")
+    change_peers(lab.etcd, "vxlan", put=make_peers(lab.etcd, 3))
+    before = stored(lab.etcd, own_key(alpha))
+    assert before is not None
+    alpha.daemon.terminate()
+    lab.etcd.put_config(config("vxlan", EnableIPv6=True, IPv6Network="fd00:5::/48"))
+    since = revision(lab.etcd) + 1
+    alpha.start_daemon().wait_ready()
+    status = wait_status(alpha.daemon, "two subnets", lambda s: len(s["subnets"]) == 2)
+    assert status["subnets"][0] == subnet_of(before.key)
+    moved, claimed = history(lab.etcd, since)
+    assert moved.revision == claimed.revision, "in one step: nobody can come between"
+    assert {event.key for event in (moved, claimed)} == {before.key, own_key(alpha)}
+    after = stored(lab.etcd, own_key(alpha))
+    assert after is not None
+    assert after.lease == before.lease
+    assert after.record["PublicIPv6"] == alpha.address6
 
 
 def shorten_lease(host: Host, seconds: int) -> Stored:

@@ -236,6 +236,22 @@ def test_own_writes_wake_nobody(agent: Agent) -> None:
     assert monitor.wait(SOON) == Heard(links=frozenset({DEV}), host=True)
 
 
+@pytest.mark.parametrize(("version", "network"), [("-4", "203.0.113.0/24"), ("-6", "2001:db8:7::/64")])
+def test_what_the_device_below_reaches_without_a_gateway_is_heard(
+    net: Namespace, monitor: Monitor, version: str, network: str
+) -> None:
+    net.ip("link add u9 type bridge", "link set u9 up")
+    while monitor.wait(QUIET) is not None:
+        pass
+    gateway = {"-4": "192.0.2.254", "-6": "fd99::fe"}[version]
+    net.ip(f"{version} route add {network} dev u9 metric 7")
+    net.ip(f"{version} route add {network} via {gateway} dev u0 metric 8")
+    assert monitor.wait(QUIET) is None
+    for verb in ("add", "delete"):
+        net.ip(f"{version} route {verb} {network} dev u0 metric 9")
+        assert monitor.wait(SOON) == Heard(host=True)
+
+
 def test_a_device_made_later_is_followed(net: Namespace, agent: Agent, monitor: Monitor) -> None:
     monitor.follow(devices(DEV, "flannel-v6.1"), SCOPE)
     links = agent.make(KernelLinks, PREFIX)

@@ -32,6 +32,7 @@ from flanneld_py.core.statefile import SavedState, render_state
 from flanneld_py.daemon.execute import Executor
 from flanneld_py.errors import UsageError
 from flanneld_py.model import NextHop, Op, Outcome, PerFamily, Record, Route, Scope, State, Table
+from tests.unit.strategies import TABLES
 
 NODE = "a" * 32
 NETWORK, SUBNET = ip_network("10.5.0.0/16"), ip_network("10.5.34.0/24")
@@ -178,7 +179,6 @@ def test_wrong_tls_files_are_no_obstacle(place: Settings) -> None:
 
 # --- objects --------------------------------------------------------------------------------------
 
-TABLES: tuple[Table, ...] = ("links", "sysctls", "addrs", "fdb", "neighs", "nexthops", "routes", "files")
 HOP = NextHop("eth0", ip_address("192.0.2.9"), onlink=False)
 FULL = State(routes={SUBNET: Route(HOP)}, nexthops={HOP: True}, files={"/run/x": "text"})
 

@@ -144,14 +144,15 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
 def test_colours_on_a_terminal(tmp_path: Path, environment: dict[str, str], coloured: bool) -> None:
     (tmp_path / "status.json").write_text(json.dumps(STATUS))
     master, slave = pty.openpty()
+    os.set_blocking(master, False)
     try:
         argv = [*ARGV, f"--subnet-file={tmp_path}/subnet.env", "status"]
         done = subprocess.run(argv, check=False, stdout=slave, env={**os.environ, **environment})
+        assert done.returncode == 1
         output = os.read(master, 65_536)
     finally:
         os.close(slave)
         os.close(master)
-    assert done.returncode == 1
     assert b"No daemon answers on" in output
     assert (b"\x1b[" in output) is coloured
 
@@ -163,6 +164,7 @@ STATUS = {
     "ready": False,
     "prefix": "/p",
     "node_id": "n",
+    "offloads": {},
     "backend": None,
     "networks": [],
     "subnets": [],
@@ -171,6 +173,6 @@ STATUS = {
     "problems": [],
     "lease": {"state": "none", "key": None, "ttl": None, "etcd_lease": None, "reason": None},
     "registry": {"state": "connecting", "endpoint": None, "revision": None, "since": "", "error": None},
-    "peers": {"count": 0, "bad": {}, "bad_count": 0},
+    "peers": {"count": 0, "held": 0, "bad": {}, "bad_count": 0},
     "drift": {"repaired": {}, "ops": {"set": 0, "del": 0}, "failed": []},
 }

@@ -52,9 +52,19 @@ def test_every_flag_arrives() -> None:
         key_file="/etcd-keyfile",
         username="/etcd-username",
         password="/etcd-password",  # noqa: S106 - of nobody
+        password_file="/etcd-password-file",  # noqa: S106 - a path
         subnet_file=Path("/subnet-file"),
         state_dir=Path("/state-dir"),
     )
+
+
+def test_a_password_file_replaces_a_password_of_the_service_and_the_reverse() -> None:
+    here, there = {"etcd-password-file": "/secret"}, {"FLANNELD_ETCD_PASSWORD": "service"}
+    found = resolve(here, {}, there)
+    assert (found.password, found.password_file) == ("", "/secret")
+    found = resolve({}, there, {"FLANNELD_ETCD_PASSWORD_FILE": "/secret"})
+    assert (found.password, found.password_file) == ("service", "")
+    assert "service" not in repr(found)
 
 
 def test_the_defaults_are_the_daemons() -> None:

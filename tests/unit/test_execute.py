@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_interface, ip_network
 from itertools import pairwise
 
@@ -21,7 +21,8 @@ from tests.unit.strategies import PREFIX, TABLES, states, thorough, usual
 
 PARTS: tuple[tuple[Table, ...], ...] = (
     ("links", "addrs"),
-    ("fdb", "neighs", "nexthops", "routes"),
+    ("fdb", "neighs", "nexthops", "routes", "blackholes"),
+    ("offloads",),
     ("sysctls", "files"),
 )
 """Tables by driver, as in the daemon."""
@@ -113,6 +114,8 @@ class Case:
         """Table and key of what must stand for `op`."""
         match op.table, op.key, op.value:
             case "addrs" | "fdb" | "neighs", (dev, _), _:
+                return [("links", dev)]
+            case "offloads", dev, _:
                 return [("links", dev)]
             case "sysctls", str(path), _:
                 return [("links", path.split("/")[-2])]
@@ -218,7 +221,7 @@ def test_what_cannot_be_read_is_no_empty_table() -> None:
 def test_nothing_to_do_bothers_no_driver() -> None:
     works, drivers = executor(FakeKernel())
     assert works.apply([], State(), State()) == []
-    assert [driver.batches for driver in drivers] == [[], [], []]
+    assert [driver.batches for driver in drivers] == [[]] * len(PARTS)
 
 
 def test_a_failed_delete_holds_nothing_back() -> None:
@@ -273,7 +276,21 @@ def test_what_is_held_back_counts_as_failed() -> None:
     works, drivers = executor(FakeKernel())
     ((_, error),) = works.apply([route], want, State(), held=[Op("set", "nexthops", hop, True)])
     assert error == "waits for nexthop via 192.0.2.2 dev eth0: failed before, is tried again later"
-    assert [driver.batches for driver in drivers] == [[], [], []]
+    assert [driver.batches for driver in drivers] == [[]] * len(PARTS)
+
+
+def test_a_device_that_is_up_carries_rows_although_its_change_is_held_back() -> None:
+    """Otherwise a device whose MTU the kernel refuses would keep a new peer waiting, up to a minute."""
+    neigh = Op("set", "neighs", ("flannel.1", ip_address("10.5.2.0")), "02:00:00:00:00:02")
+    have = State(links={"flannel.1": LINK})
+    want = State(links={"flannel.1": replace(LINK, mtu=9000)}, neighs={neigh.key: neigh.value})
+    works, _ = executor(FakeKernel.holding(have))
+    held = [Op("set", "links", "flannel.1", want.links["flannel.1"])]
+    assert not works.is_standing("links", "flannel.1")
+    works.observe(scope(want))
+    assert works.is_standing("links", "flannel.1")
+    ((_, error),) = works.apply([neigh], want, have, held)
+    assert error is None
 
 
 def test_all_tables_have_their_driver() -> None:

@@ -161,3 +161,19 @@ def test_jitter_spreads_over_its_whole_span() -> None:
 def test_thousands_of_failures_do_not_overflow() -> None:
     backoff = Backoff(2.0)
     assert {backoff.delay(0.5) for _ in range(3000)} >= {2.0}
+
+
+def test_what_waits_for_another_is_due_with_it_and_has_not_failed() -> None:
+    schedule = RetrySchedule()
+    schedule.failed("route", 10.0)
+    schedule.failed("nexthop", 10.5)
+    schedule.wait_for("route", "nexthop")
+    assert schedule.next_due() == 11.5
+    assert schedule.due("route", 11.5)
+    schedule.failed("route", 11.5)
+    assert schedule.next_due() == 11.5, "the nexthop's"
+    schedule.wait_for("route", "nobody")
+    schedule.wait_for("nobody", "route")
+    assert schedule.due("nobody", 0.0)
+    schedule.succeeded("nexthop")
+    assert schedule.next_due() == 13.5, "its second failure"

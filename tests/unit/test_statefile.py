@@ -22,6 +22,9 @@ STATE = SavedState(
     networks=(NETWORKS[4], NETWORKS[6]),
     subnets=PerFamily(subnet(4, 7), subnet(6, 7)),
     etcd_lease=7587848943239472601,
+    mac="02:00:00:00:00:07",
+    mac_seed="0123456789abcdef",
+    put_due=1795000000.25,
 )
 TEXT = render_state(STATE)
 
@@ -111,6 +114,9 @@ def test_odd_texts_are_nothing(text: str) -> None:
         {"node_id": None},
         {"etcd_lease": "7"},
         {"networks": 5},
+        {"mac_seed": 5},
+        {"put_due": "soon"},
+        {"put_due": True},
     ],
 )
 def test_a_right_checksum_does_not_make_it_ours(part: dict[str, Any]) -> None:
@@ -141,5 +147,7 @@ def test_different_states_have_different_texts() -> None:
         replace(STATE, networks=(ip_network("10.6.0.0/16"),)),
         replace(STATE, subnets=PerFamily(subnet(4, 8))),
         replace(STATE, etcd_lease=1),
+        replace(STATE, mac_seed="other"),
+        replace(STATE, put_due=0.0),
     ]
     assert len({render_state(state) for state in (STATE, *variants)}) == len(variants) + 1

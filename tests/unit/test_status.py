@@ -61,6 +61,7 @@ SHAPE = {
     "networks": [str],
     "subnets": [str],
     "mtu": int | None,
+    "offloads": dict,
     "external": None,
     "lease": {
         "state": str,
@@ -76,12 +77,12 @@ SHAPE = {
         "since": str,
         "error": str | None,
     },
-    "peers": {"count": int, "bad": dict, "bad_count": int},
+    "peers": {"count": int, "held": int, "bad": dict, "bad_count": int},
     "drift": {"repaired": dict, "ops": {"set": int, "del": int}, "failed": [{"op": str, "error": str}]},
     "problems": [{"code": str, "reason": str, "fix": str, "since": str}],
 }
 """Every key that is promised, and what stands there."""
-EXTERNAL_SHAPE = {"name": str, "mtu": int, "addresses": [str], "public": [str]}
+EXTERNAL_SHAPE = {"name": str, "mtu": int, "addresses": [str], "public": [str], "how": str}
 
 
 def check_shape(found: Any, shape: Any, where: str = "status") -> None:
@@ -231,7 +232,14 @@ def test_when_all_is_well() -> None:
         "networks": ["10.5.0.0/16"],
         "subnets": ["10.5.1.0/24"],
         "mtu": 1450,
-        "external": {"name": "eth0", "mtu": 1500, "addresses": ["192.0.2.1"], "public": ["192.0.2.1"]},
+        "offloads": {},
+        "external": {
+            "name": "eth0",
+            "mtu": 1500,
+            "addresses": ["192.0.2.1"],
+            "public": ["192.0.2.1"],
+            "how": "",
+        },
         "lease": {
             "state": "held",
             "key": "10.5.1.0-24",
@@ -246,7 +254,7 @@ def test_when_all_is_well() -> None:
             "since": SINCE,
             "error": None,
         },
-        "peers": {"count": 1, "bad": {}, "bad_count": 0},
+        "peers": {"count": 1, "held": 0, "bad": {}, "bad_count": 0},
         "drift": {"repaired": {"routes": 2}, "ops": {"set": 12, "del": 1}, "failed": []},
         "problems": [],
     }
@@ -298,6 +306,7 @@ def test_bad_records_and_rejected_peers_stand_together() -> None:
     )
     assert found["peers"] == {
         "count": 1,
+        "held": 0,
         "bad": {"10.5.9.0-24": "PublicIP 7: expected an IPv4 address", "10.5.3.0-24": "backend is host-gw"},
         "bad_count": 2,
     }

@@ -23,7 +23,7 @@ from flanneld_py.core.describe import describe
 from flanneld_py.core.plan import plan
 from flanneld_py.core.records import SUBNETS_PREFIX, config_entry, format_key, snapshot
 from flanneld_py.errors import ConfigError, FlanneldError
-from flanneld_py.model import IPAddress, IPNetwork, Listing, Outcome, Record, Scope, State
+from flanneld_py.model import HostFacts, IPAddress, IPNetwork, Listing, Outcome, Record, Scope, State
 
 if TYPE_CHECKING:
     from flanneld_py.daemon.execute import Executor
@@ -35,15 +35,21 @@ ROUNDS = 5
 @click.command()
 @click.option("--dry-run", is_flag=True, help="List the same lines, and change nothing.")
 @click.option(
+    "--release-lease/--keep-lease",
+    "releases",
+    default=False,
+    help="Delete this host's record in etcd, too, so that its subnet is free at once.  [default: keep it]",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="An object with the keys removed, failed, lease, notes."
 )
 @with_settings
-def cleanup(settings: Settings, dry_run: bool, as_json: bool) -> int:
+def cleanup(settings: Settings, dry_run: bool, releases: bool, as_json: bool) -> int:
     """Remove from this host what flanneld-py made.
 
     That is devices, routes, subnet.env, and the daemon's own files; never what others made. Stop the daemon
-    first, and run this before another flannel is started here. The lease stays in etcd until it ends. Exit 0:
-    done, or nothing to remove; 1: something could not be removed, or the daemon runs.
+    first, and run this before another flannel is started here. Unless it is released the lease stays in etcd
+    until it ends. Exit 0: done, or nothing to remove; 1: something could not be removed, or the daemon runs.
     """
     # They cost what the other commands need not wait for.
     from flanneld_py.daemon.lock import Locks  # noqa: PLC0415
@@ -54,7 +60,7 @@ def cleanup(settings: Settings, dry_run: bool, as_json: bool) -> int:
     files = OwnFiles(settings)
     locks = Locks(settings.prefix, settings.state_dir, settings.subnet_file)
     try:
-        _clean(settings, files, journal)
+        _clean(settings, files, journal, releases=releases)
     finally:
         files.remove_what_the_lock_made()
         locks.release()
@@ -119,16 +125,20 @@ def _conclude(journal: Journal) -> None:
         click.echo("flannelctl: the state files stay, for when this is run again", err=True)
 
 
-def _clean(settings: Settings, files: OwnFiles, journal: Journal) -> None:
+def _clean(settings: Settings, files: OwnFiles, journal: Journal, *, releases: bool) -> None:
     traces = find_traces(settings)
     executor = _executor(settings.prefix)
     scope = Scope(settings.prefix, ())
     if traces.daemon_ran or executor.observe(scope) != State():
-        registry = ask_registry(settings, traces.node_id)
+        registry = ask_registry(settings, traces.node_id, traces.lease_key)
         scope = scope_of(settings, traces, registry)
         _remove_objects(executor, scope, journal)
-        journal.lease = registry.lease
-        journal.notes += tell_lease(settings, traces, registry, datetime.now(UTC))
+        # Not before the routes are gone: another host may then have the subnet.
+        if releases and not journal.failed:
+            release_lease(settings, traces, registry, journal)
+        else:
+            journal.lease = registry.lease
+            journal.notes += tell_lease(settings, traces, registry, datetime.now(UTC))
     if not journal.failed:
         _remove_files(files, traces.status is not None, [Path(path) for path in scope.files], journal)
 
@@ -144,26 +154,32 @@ class Registry:
     """Why it was not reached; the rest is empty then."""
     networks: tuple[IPNetwork, ...] = ()
     records: tuple[Record, ...] = ()
+    own: Record | None = None
     lease: StandingLease | None = None
+    """Of `own`, unless it is about to end."""
 
 
-def ask_registry(settings: Settings, node_id: str) -> Registry:
-    """Config, records and this host's lease. A host taken out of service may not reach etcd any more."""
+def ask_registry(settings: Settings, node_id: str, last_key: str = "") -> Registry:
+    """Config, records and this host's lease. A host taken out of service may not reach etcd any more.
+
+    `last_key`: what the last run held; of several records with the node id that is the one meant.
+    """
     try:
         registry = settings.registry()
         # Small, so with a short deadline; a listing may take its time.
         registry.get("config")
         listing = registry.list()
         records = tuple(snapshot(listing).records.values())
-        own = next((record for record in records if node_id and record.node_id == node_id), None)
+        mine = [record for record in records if node_id and record.node_id == node_id]
+        own = min(mine, key=lambda record: (record.key != last_key, record.create_revision), default=None)
         lease = None
         if own is not None:
-            ttl = registry.time_to_live(own.etcd_lease) if own.etcd_lease else None
+            ttl = registry.time_to_live(own.etcd_lease).left if own.etcd_lease else None
             if ttl is None or ttl >= 0:
                 lease = StandingLease(_whole_key(settings, own.key), ttl)
     except FlanneldError as error:
         return Registry(obstacle=str(error))
-    return Registry(networks=_config_networks(listing), records=records, lease=lease)
+    return Registry(networks=_config_networks(listing), records=records, own=own, lease=lease)
 
 
 def _config_networks(listing: Listing) -> tuple[IPNetwork, ...]:
@@ -200,7 +216,52 @@ def tell_lease(settings: Settings, traces: Traces, registry: Registry, now: date
         if subnets and subnets.values()
         else "a lease of this host stays there"
     )
-    return [f"etcd could not be asked ({registry.obstacle}); {lease} until it ends by itself, within a day"]
+    return [f"etcd could not be asked ({registry.obstacle}); {lease} until it ends by itself"]
+
+
+def release_lease(settings: Settings, traces: Traces, registry: Registry, journal: Journal) -> None:
+    """Delete this host's record, if it is as it was read, and end its etcd lease unless it has other keys."""
+    own = registry.own
+    if registry.obstacle:
+        journal.failed["release the lease"] = f"etcd could not be asked ({registry.obstacle})"
+    if own is None:
+        return
+    line = f"del lease {_whole_key(settings, own.key)}"
+    if not is_of_this_host(own, traces, _host_facts()):
+        addresses = " and ".join(map(str, own.public_ips.values()))
+        journal.failed[line] = (
+            f"it is the lease of {addresses}, no address of this host, which may be a clone; if that host is "
+            f"gone: flannelctl leases release {own.key}; else repeat this with --keep-lease"
+        )
+        return
+    try:
+        if not journal.dry_run:
+            client = settings.registry()
+            if not client.delete(f"{SUBNETS_PREFIX}{own.key}", own.mod_revision).ok:
+                journal.failed[line] = "it was changed meanwhile; run this again"
+                return
+            if own.etcd_lease and not client.time_to_live(own.etcd_lease, keys=True).keys:
+                client.revoke(own.etcd_lease)
+    except FlanneldError as error:
+        journal.failed[line] = str(error)
+        return
+    journal.note_removed(line)
+
+
+def is_of_this_host(own: Record, traces: Traces, facts: HostFacts) -> bool:
+    """Whether a record with our node id is ours and not that of a machine this one was cloned from."""
+    addresses = {held.address.ip for link in facts.links for held in link.addresses}
+    if any(ip in addresses for ip in own.public_ips.values()):
+        return True
+    saved = traces.saved
+    same_machine = saved is not None and saved.mac in {link.mac for link in facts.links}
+    return same_machine and (own.key, own.etcd_lease) == (traces.lease_key, saved.etcd_lease if saved else 0)
+
+
+def _host_facts() -> HostFacts:
+    from flanneld_py.drivers.kernel import read_host  # noqa: PLC0415
+
+    return read_host()
 
 
 def _whole_key(settings: Settings, key: str) -> str:
@@ -213,11 +274,12 @@ def _whole_key(settings: Settings, key: str) -> str:
 def _executor(prefix: str) -> Executor:
     """All drivers, as the daemon puts them together."""
     from flanneld_py.daemon.execute import Executor  # noqa: PLC0415
+    from flanneld_py.drivers.blackholes import Blackholes  # noqa: PLC0415
     from flanneld_py.drivers.files import HostFiles  # noqa: PLC0415
     from flanneld_py.drivers.kernel import KernelLinks  # noqa: PLC0415
     from flanneld_py.drivers.rtnetlink import RtnetlinkTables  # noqa: PLC0415
 
-    return Executor((KernelLinks(prefix), RtnetlinkTables(prefix), HostFiles()))
+    return Executor((KernelLinks(prefix), RtnetlinkTables(prefix), Blackholes(), HostFiles()))
 
 
 def _remove_objects(executor: Executor, scope: Scope, journal: Journal) -> None:

@@ -13,6 +13,7 @@ from flanneld_py.cli.ctl.cleanup import cleanup
 from flanneld_py.cli.ctl.config import config
 from flanneld_py.cli.ctl.leases import leases
 from flanneld_py.cli.ctl.plan import plan
+from flanneld_py.cli.ctl.reservations import release, reserve
 from flanneld_py.cli.ctl.settings import connection_options
 from flanneld_py.cli.ctl.status import status
 from flanneld_py.errors import FlanneldError, Unreachable, UsageError
@@ -43,6 +44,8 @@ def command(ctx: click.Context) -> None:
 
 for subcommand in (status, leases, config, plan, cleanup):
     command.add_command(subcommand)
+for subcommand in (reserve, release):
+    leases.add_command(subcommand)
 
 
 def exit_code(error: FlanneldError) -> int:

@@ -26,7 +26,8 @@ def plan(settings: Settings, as_json: bool) -> int:
         ops: list[str] = ask(settings.control_socket, "plan")
         obstacle = "" if ops else _obstacle(ask(settings.control_socket, "status"))
     except NoAnswer as error:
-        raise FlanneldError(f"no daemon to ask: {error}") from None
+        advice = "start flanneld-py, or name its --subnet-file"
+        raise FlanneldError(f"no daemon to ask: {error}; {advice}") from None
     if obstacle:
         raise FlanneldError(f"there is no plan yet: {obstacle}")
     if as_json:

@@ -15,6 +15,7 @@ from flanneld_py.cli.ctl.control import read_status_file
 from flanneld_py.cli.ctl.settings import Settings
 from flanneld_py.cli.ctl.text import printable
 from flanneld_py.core.hostfiles import SubnetEnv, parse_subnet_env
+from flanneld_py.core.records import format_key
 from flanneld_py.core.statefile import SavedState, parse_state
 from flanneld_py.daemon.oldfiles import read_regular
 from flanneld_py.errors import UsageError
@@ -41,6 +42,11 @@ class Traces:
     @property
     def node_id(self) -> str:
         return self.saved.node_id if self.saved else str((self.status or {}).get("node_id") or "")
+
+    @property
+    def lease_key(self) -> str:
+        """Of the lease that the daemon last held; empty if it is not known."""
+        return format_key(self.saved.subnets) if self.saved and self.saved.subnets.values() else ""
 
     @property
     def networks(self) -> Iterator[IPNetwork]:
@@ -98,7 +104,8 @@ class OwnFiles:
         """Those that are there, in the order in which to delete them."""
         settings = self._settings
         status = [settings.status_file] if status_is_ours else []
-        rewritten = [*status, settings.state_dir / "node-id", settings.state_file]
+        state_dir = settings.state_dir
+        rewritten = [*status, state_dir / "node-id", state_dir / "peers.json", settings.state_file]
         temporary = [
             path
             for target in (settings.subnet_file, *rewritten)

@@ -1,0 +1,59 @@
+"""Free subnets of a range: found by their gaps, as a range may hold more subnets than fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from random import Random
+
+from flanneld_py.model import IPNetwork, SubnetRange
+
+
+def random_free(allowed: SubnetRange, taken: Iterable[IPNetwork], rng: Random) -> IPNetwork | None:
+    """One of the subnets of `allowed` that overlap nothing in `taken`, each with equal chance.
+
+    O(n log n) in the number of taken networks, whatever the size of the range.
+    """
+    gaps = list(_gaps(allowed, taken))
+    free = sum(last - first + 1 for first, last in gaps)
+    if not free:
+        return None
+    pick = rng.randrange(free)
+    for first, last in gaps:
+        if pick <= last - first:
+            return _subnet(allowed, first + pick)
+        pick -= last - first + 1
+    raise AssertionError("pick lies within the free subnets")
+
+
+def _gaps(allowed: SubnetRange, taken: Iterable[IPNetwork]) -> Iterator[tuple[int, int]]:
+    """Runs of free subnets, as first and last index from subnet_min."""
+    shift = allowed.network.max_prefixlen - allowed.subnet_len
+    origin = int(allowed.subnet_min) >> shift
+    used = sorted(
+        (
+            (int(net.network_address) >> shift) - origin,
+            (int(net.broadcast_address) >> shift) - origin,
+        )
+        for net in taken
+        if net.version == allowed.network.version
+    )
+    free_from = 0
+    for first, last in used:
+        if first > free_from:
+            yield free_from, min(first, count_subnets(allowed)) - 1
+        free_from = max(free_from, last + 1)
+        if free_from >= count_subnets(allowed):
+            return
+    yield free_from, count_subnets(allowed) - 1
+
+
+def count_subnets(allowed: SubnetRange) -> int:
+    """How many subnets a range holds, free or not."""
+    shift = allowed.network.max_prefixlen - allowed.subnet_len
+    return ((int(allowed.subnet_max) - int(allowed.subnet_min)) >> shift) + 1
+
+
+def _subnet(allowed: SubnetRange, index: int) -> IPNetwork:
+    shift = allowed.network.max_prefixlen - allowed.subnet_len
+    base = int(allowed.subnet_min) + (index << shift)
+    return type(allowed.network)((base, allowed.subnet_len))

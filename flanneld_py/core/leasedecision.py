@@ -1,0 +1,128 @@
+"""What may come out of the decision on our lease, and what this host brings to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
+
+from flanneld_py.core.leasepolicy import OnLoss
+from flanneld_py.core.records import format_key
+from flanneld_py.model import IPAddress, PerFamily, Record, Subnets
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """The record stands as it should; nothing to write."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Write `wanted` over `record`, the same key, guarded by its mod_revision."""
+
+    record: Record
+    wanted: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Put `wanted` in the place of `record`, which has another key, in one step and under its etcd lease."""
+
+    record: Record
+    wanted: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Delete `record`, ours but unfit, guarded by its mod_revision; then decide again."""
+
+    record: Record
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Create `wanted`, guarded by the key not existing."""
+
+    wanted: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """Another host uses our node id, in `record`: take another id, unless that host is gone."""
+
+    record: Record
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Somebody else stands where we should; nothing is written while it lives."""
+
+    record: Record
+    reason: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """There is nothing to be had now."""
+
+    reason: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Our subnet is another's, and the operator wants the process to end then."""
+
+    reason: str
+    fix: str
+
+
+Decision: TypeAlias = Keep | Adopt | Move | Release | Claim | Rename | Conflict | Wait | End
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What this host brings to the decision besides its identity."""
+
+    backend_type: str
+    public_ips: PerFamily[IPAddress]
+    backend_data: PerFamily[Any] = field(default_factory=PerFamily)
+    previous: tuple[Subnets, ...] = ()
+    """Subnets held before, most trusted first: in memory, state file, subnet.env."""
+    etcd_lease: int = 0
+    """The etcd lease that this machine held in its last run: proof after its address has changed."""
+    last_key: str = ""
+    """The key that it held then: the same proof for a reservation, which has no etcd lease."""
+    held: Record | None = None
+    """What this process holds; rewritten by somebody else with our node id it is a clone's."""
+    written: Record | None = None
+    """What this process last wrote, or tried to without learning what became of it."""
+    silent: frozenset[str] = frozenset()
+    """Keys of records whose owner has stopped renewing."""
+    fixed_id: bool = False
+    """The node id was given by the operator: two hosts with it are his to tell apart."""
+    on_loss: OnLoss = "hold"
+
+    def record(self, subnets: Subnets, node_id: str) -> Record:
+        return Record(
+            key=format_key(subnets),
+            subnets=subnets,
+            # Of no other family: it would not be read back, and so be written again and again.
+            public_ips=_of_families(subnets, self.public_ips),
+            backend_type=self.backend_type,
+            backend_data=_of_families(subnets, self.backend_data),
+            node_id=node_id,
+        )
+
+
+def _of_families(subnets: Subnets, values: PerFamily[T]) -> PerFamily[T]:
+    return PerFamily(
+        v4=None if subnets.v4 is None else values.v4,
+        v6=None if subnets.v6 is None else values.v6,
+    )

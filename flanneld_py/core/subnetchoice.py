@@ -1,0 +1,126 @@
+"""Which subnets a host may have: what the config allows, what is taken, and one of what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from ipaddress import ip_network
+from random import Random
+from typing import TypeAlias
+
+from flanneld_py.core.freesubnets import count_subnets, random_free
+from flanneld_py.core.leasedecision import Claim, Wait, Wish
+from flanneld_py.core.records import parse_key
+from flanneld_py.core.subnets import leasable
+from flanneld_py.errors import RecordError
+from flanneld_py.model import (
+    Family,
+    Host,
+    IPNetwork,
+    NetworkConfig,
+    PerFamily,
+    Record,
+    Snapshot,
+    SubnetRange,
+    Subnets,
+)
+
+Chosen: TypeAlias = dict[Family, IPNetwork]
+"""A subnet of some families."""
+
+
+def is_compatible(record: Record, config: NetworkConfig) -> bool:
+    """Whether it has a subnet that the config allows in each family in use, and no other."""
+    found = fitting(record.subnets, config, reserved=not record.etcd_lease)
+    return per_family(found) == record.subnets and set(found) == set(config.families)
+
+
+def fitting(subnets: Subnets, config: NetworkConfig, *, reserved: bool = False) -> Chosen:
+    """Those of the families in use that the config allows.
+
+    What an operator has `reserved` may lie outside SubnetMin to SubnetMax, from which hosts help themselves.
+    """
+    return {
+        family: subnet
+        for family, subnet in subnets.items()
+        if (allowed := config.ranges.get(family)) is not None
+        and subnet.prefixlen == allowed.subnet_len
+        and (subnet.network_address in allowed.network if reserved else _in_range(subnet, allowed))
+    }
+
+
+def _in_range(subnet: IPNetwork, allowed: SubnetRange) -> bool:
+    return int(allowed.subnet_min) <= int(subnet.network_address) <= int(allowed.subnet_max)
+
+
+def overlap(one: Subnets, other: Subnets) -> bool:
+    return any(
+        net.version == theirs.version and net.overlaps(theirs)
+        for net in one.values()
+        for theirs in other.values()
+    )
+
+
+def may_be_leased(subnets: Subnets, config: NetworkConfig) -> bool:
+    """Whether they can have come from the Network at all; what cannot keeps nobody out."""
+    return any(
+        (allowed := config.ranges.get(family)) is not None and leasable(subnet, allowed.network)
+        for family, subnet in subnets.items()
+    )
+
+
+def taken_subnets(snapshot: Snapshot, config: NetworkConfig) -> list[Subnets]:
+    """Subnets that have a key: leased, or with a value we cannot read and held all the same, perhaps."""
+    found = [record.subnets for record in snapshot.records.values()]
+    for key in snapshot.bad.keys() - snapshot.records.keys():
+        with suppress(RecordError):
+            found.append(parse_key(key))
+    return [subnets for subnets in found if may_be_leased(subnets, config)]
+
+
+def previous_subnets(config: NetworkConfig, taken: Sequence[Subnets], wish: Wish) -> Chosen:
+    """What can be had again of the subnets we once held: all of a set rather than part of a newer one."""
+    usable: list[Chosen] = [
+        {
+            family: net
+            for family, net in fitting(subnets, config).items()
+            if not any(overlap(per_family({family: net}), other) for other in taken)
+        }
+        for subnets in wish.previous
+    ]
+    return max(usable, key=len, default={})
+
+
+def claim(
+    config: NetworkConfig, taken: Sequence[Subnets], host: Host, wish: Wish, rng: Random, kept: Chosen
+) -> Claim | Wait:
+    """The subnets in `kept`, and of each other family a random free one of the whole range."""
+    chosen = dict(kept)
+    for family, allowed in config.ranges.items():
+        if family in chosen:
+            continue
+        leased = [net for subnets in taken if (net := subnets.get(family)) is not None]
+        subnet = random_free(allowed, [*leased, *_here(host)], rng)
+        if subnet is None:
+            return _none_free(allowed, len(leased))
+        chosen[family] = subnet
+    return Claim(wish.record(per_family(chosen), host.node_id))
+
+
+def _here(host: Host) -> list[IPNetwork]:
+    """What must stay reachable as it is: the host's networks, its gateways and etcd."""
+    return [*host.local_networks, *(ip_network(address) for address in (*host.gateways, *host.registry))]
+
+
+def _none_free(allowed: SubnetRange, leased: int) -> Wait:
+    total = count_subnets(allowed)
+    rest = " and the rest overlaps this host's own networks" if leased < total else ""
+    return Wait(
+        f"no free subnet: {allowed.network} gives {total} subnets of /{allowed.subnet_len} "
+        f"({allowed.subnet_min} to {allowed.subnet_max}), {leased} leases stand{rest}",
+        "release leases of hosts that are gone (flannelctl leases), or widen Network or SubnetMax",
+    )
+
+
+def per_family(chosen: Chosen) -> Subnets:
+    return PerFamily(v4=chosen.get(4), v6=chosen.get(6))

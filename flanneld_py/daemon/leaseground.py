@@ -1,0 +1,132 @@
+"""What a decision on our lease stands on: the levels, what earlier runs left, what is still on its way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from flanneld_py.core.allocate import find_own
+from flanneld_py.core.leasedecision import Wish
+from flanneld_py.core.records import format_key
+from flanneld_py.core.statefile import SavedState
+from flanneld_py.daemon.inbox import LeaseState, Levels, Network, boottime
+from flanneld_py.model import Host, Record, Snapshot, Subnets
+
+PREVIOUS_KEPT = 3
+
+
+class Ground(NamedTuple):
+    """The levels; all of them must be there."""
+
+    network: Network
+    host: Host
+    snapshot: Snapshot
+    lease: LeaseState
+
+    @property
+    def stands(self) -> bool:
+        return stands(self.lease, self.snapshot)
+
+    @property
+    def settled(self) -> bool:
+        """With our record in place and nobody in our way, others' are no reason to decide again."""
+        return self.stands and self.lease.state != "conflict"
+
+
+def stands(lease: LeaseState, snapshot: Snapshot | None) -> bool:
+    """Whether the record that we hold is in the registry as we know it."""
+    own = lease.own
+    return own is not None and snapshot is not None and snapshot.records.get(own.record.key) is own.record
+
+
+def ground_of(levels: Levels) -> Ground | None:
+    """None while a level is missing."""
+    host = levels.fitting_host
+    if levels.network is None or levels.snapshot is None or host is None:
+        return None
+    return Ground(levels.network, host, levels.snapshot, levels.lease)
+
+
+@dataclass(frozen=True, slots=True)
+class LastRun:
+    """What earlier runs left behind, and then this one."""
+
+    previous: tuple[Subnets, ...] = ()
+    key: str = ""
+    etcd_lease: int = 0
+    mac: str = ""
+    """Of the external interface then; empty when it is not known."""
+    put_due: float = 0.0
+    """As in `SavedState`."""
+
+    @classmethod
+    def of(cls, saved: SavedState, *others: Subnets) -> LastRun:
+        """`others`: subnets that other files tell of."""
+        known = [subnets for subnets in (saved.subnets, *others) if subnets.values()]
+        key = format_key(saved.subnets) if saved.subnets.values() else ""
+        return cls(tuple(dict.fromkeys(known)), key, saved.etcd_lease, saved.mac, saved.put_due)
+
+    def then(self, record: Record, mac: str) -> LastRun:
+        """After this record was held."""
+        previous = tuple(dict.fromkeys((record.subnets, *self.previous)))[:PREVIOUS_KEPT]
+        return replace(self, previous=previous, key=record.key, etcd_lease=record.etcd_lease, mac=mac)
+
+
+def complete_wish(wish: Wish, ground: Ground, last: LastRun) -> Wish:
+    """`wish` with what follows from the levels: what to publish, and what proves a record to be ours."""
+    host, backend = ground.host, ground.network.backend
+    same_machine = last.mac in ("", host.external.mac)
+    wish = replace(
+        wish,
+        backend_type=backend.published(host, None).backend_type,
+        public_ips=host.external.public,
+        previous=last.previous,
+        etcd_lease=last.etcd_lease if same_machine else 0,
+        last_key=last.key if same_machine else "",
+        held=ground.lease.own.record if ground.lease.own else None,
+    )
+    own = find_own(ground.network.config, ground.snapshot, host, wish)
+    published = backend.published(host, own, _macs_of_others(ground.snapshot, own))
+    return replace(
+        wish,
+        backend_type=published.backend_type,
+        public_ips=published.public_ips,
+        backend_data=published.backend_data,
+    )
+
+
+def _macs_of_others(snapshot: Snapshot, own: Record | None) -> frozenset[str]:
+    """VTEP MACs that somebody published before us."""
+    return frozenset(
+        mac
+        for record in snapshot.records.values()
+        if own is None or (record.key != own.key and _since(record) < _since(own))
+        for mac in record.vtep_macs.values()
+    )
+
+
+def _since(record: Record) -> int:
+    return record.since_revision or record.mod_revision
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """A write of ours that the snapshot does not show yet."""
+
+    key: str
+    seen: Record | None
+    at_most: float
+    at_least: float
+
+    @property
+    def until(self) -> float:
+        return max(self.at_most, self.at_least)
+
+    def holds(self, snapshot: Snapshot) -> bool:
+        return boottime() < (self.at_most if self._is_unchanged(snapshot) else self.at_least)
+
+    def in_vain(self, snapshot: Snapshot) -> bool:
+        return boottime() >= self.at_most and self._is_unchanged(snapshot)
+
+    def _is_unchanged(self, snapshot: Snapshot) -> bool:
+        return snapshot.records.get(self.key) is self.seen
