@@ -29,7 +29,8 @@ def pending_reasons(
     Args:
         old: in force.
         new: as stored now.
-        own: the subnets that this host holds; None: there is nothing yet that a change could break.
+        own: the subnets that this host leases from the ranges; None: it has no lease yet that a change could
+            break.
         foreign: keys of the records without a node id; Go flannel reads a config at its start only.
     """
     if own is None:

@@ -18,7 +18,7 @@ from flanneld_py.core.prefix import key_root
 from flanneld_py.core.records import CONFIG_KEY
 from flanneld_py.daemon.inbox import Inbox, Network, Problem
 from flanneld_py.errors import ConfigError, FlanneldError
-from flanneld_py.model import Entry, IPNetwork
+from flanneld_py.model import Entry, IPNetwork, PerFamily
 
 EXAMPLE_CONFIG = '{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}'
 APPLY = (
@@ -109,10 +109,13 @@ class ConfigWatch:
         if self._in_force is None:
             return ()
         levels, old = self._inbox.levels, self._in_force.network
+        record = levels.lease.own.record if levels.lease.own else None
+        # A reservation may lie outside the range that hosts help themselves from.
+        bound = record.subnets if record and record.etcd_lease else PerFamily()
         return pending_reasons(
             Settings(old.config, options_of(old.backend)),
             Settings(fresh.config, options_of(fresh.backend)),
-            levels.lease.own.record.subnets if levels.lease.own else None,
+            bound if record else None,
             [r.key for r in levels.snapshot.records.values() if not r.node_id] if levels.snapshot else (),
         )
 

@@ -150,7 +150,8 @@ def test_a_node_id_that_cannot_be_kept_is_not_changed(lab: Lab) -> None:
     assert_told_apart(lab, alpha, beta)
 
 
-def test_clones_that_start_together_get_a_lease_and_a_mac_each(lab: Lab) -> None:
+def test_one_node_id_given_to_two_that_start_together(lab: Lab) -> None:
+    """Either one sees the other's record before it claims, or each gets a lease and a MAC of its own."""
     lab.etcd.put_config(config("vxlan"))
     alpha, beta = lab.add_hosts("alpha", "beta")
     lab.etcd.pause()
@@ -158,6 +159,15 @@ def test_clones_that_start_together_get_a_lease_and_a_mac_each(lab: Lab) -> None
         host.start_daemon(["--node-id=clone"])
     time.sleep(0.5)  # both are to wait for etcd when it wakes up
     lab.etcd.resume()
+    states = [
+        wait_status(host.daemon, "a decision", lambda s: s["lease"]["state"] in ("held", "conflict"), 15)
+        for host in (alpha, beta)
+    ]
+    conflicts = [status["lease"]["reason"] for status in states if status["lease"]["state"] == "conflict"]
+    if conflicts:
+        assert len(conflicts) == 1
+        assert "node id clone is also used by" in conflicts[0]
+        return
     for host in (alpha, beta):
         host.daemon.wait_ready()
         host.attach_pods()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -121,7 +122,7 @@ def test_a_config_that_cannot_be_applied_leaves_the_old_one_in_force(lab: Lab) -
     env, daemon = alpha.subnet_file.read_bytes(), alpha.daemon
     for text, code, said in (
         ("{", "config-invalid", "the config in force stays"),
-        ('{"Network":"10.6.0.0/16","Backend":{"Type":"vxlan"}}', "config-pending", "was changed"),
+        ('{"Network":"10.6.0.0/16","Backend":{"Type":"vxlan"}}', "config-pending", "Network 10.5.0.0/16"),
         ("", "config-invalid", "the config in force stays"),
     ):
         lab.etcd.put_config(text)
@@ -218,12 +219,14 @@ def replace_atomically(path: Path, text: str) -> None:
 
 
 def test_a_subnet_file_that_cannot_be_written_is_named_and_tried_again(lab: Lab) -> None:
-    lab.etcd.put_config(config("vxlan"))
     alpha = lab.add_host("alpha")
     blocked = alpha.directory / "blocked"
-    blocked.write_text("a file, not a directory")
     path = blocked / "subnet.env"
     daemon = alpha.start_daemon([f"--subnet-file={path}"])
+    wait_for(lambda: events(daemon, "config_missing"), 10, "the daemon to wait for a config")
+    shutil.rmtree(blocked)
+    blocked.write_text("a file, not a directory")
+    lab.etcd.put_config(config("vxlan"))
     wait_for(lambda: events(daemon, "apply_failed"), 10, "the failure in the log")
     (told,) = events(daemon, "apply_failed")
     assert str(path) in told["op"] + told["error"]

@@ -34,6 +34,7 @@ FILE = ("fsync", "fsync", "set files")
 OWN_FILES = (
     "remove flanneld-py.sock",
     "remove status.json",
+    "remove peers.json",
     "remove state.json",
     "remove lock",
     "remove run/",
