@@ -189,7 +189,7 @@ def test_garbage_touches_no_peer_and_each_piece_is_named(lab: Lab, backend: str,
     assert ping.stop().lost == ()
 
     lab.etcd.ctl("lease", "revoke", lease)
-    # The addresses that some of the garbage aims at are the host's own and in the Network, as long as it runs.
+    # Some of the garbage aims at addresses that the host has inside the Network, as long as the test runs.
     wait_status(
         alpha.daemon,
         "no garbage",
