@@ -1,8 +1,8 @@
-"""What flannel's own tests say of addresses, T10, T13, and T14 of the contract; T12 is about a backend of others.
+"""What flannel's own tests say of addresses: T10, T13, T14 of the contract; T12 is not for these backends.
 
-The other pure ones bear their numbers beside what they test: T01 to T04 in test_record_keys.py, T05 to T08 in
-test_config.py and test_backends.py, T19 to T21 in test_hostfiles.py, T23 and T28 in test_records.py, T29 to T31
-in test_allocate.py, T35 to T39 in test_ifselect.py. T40 to T44 come with the packet-filter rules.
+The other pure ones bear their numbers beside what they test: T01 to T04 in test_record_keys.py, T05 to
+T08 in test_config.py and test_backends.py, T19 to T21 in test_hostfiles.py, T23 and T28 in test_records.py,
+T29 to T31 in test_allocate.py, T35 to T39 in test_ifselect.py. T40 to T44 come with packet-filter rules.
 """
 
 from __future__ import annotations
