@@ -102,12 +102,12 @@ def overlaps_of(
                     yield f"Network {network} contains {what} {address}"
 
 
-def overlaps_of_host(config: NetworkConfig, host: Host, own: Subnets | None) -> Iterator[str]:
+def overlaps_of_host(config: NetworkConfig, host: Host, own: Collection[IPNetwork]) -> Iterator[str]:
     """The same for a host that runs."""
     return overlaps_of(
         config.networks,
         addresses=host.local_addresses,
         gateways=host.gateways,
         registry=host.registry,
-        own=own.values() if own else (),
+        own=own,
     )

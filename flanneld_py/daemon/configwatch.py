@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import structlog
@@ -37,8 +37,11 @@ class _Stored:
 class ConfigWatch:
     """Offers `network` and `config_problem`."""
 
-    def __init__(self, prefix: str, inbox: Inbox, endpoint: Callable[[], str]) -> None:
-        """`endpoint` names the etcd to write to in advice."""
+    def __init__(
+        self, prefix: str, inbox: Inbox, endpoint: Callable[[], str], previous: Collection[IPNetwork] = ()
+    ) -> None:
+        """`endpoint` names the etcd to write to in advice; `previous`: subnets of the last run."""
+        self._previous = previous
         self._inbox = inbox
         self._endpoint = endpoint
         self._log = structlog.get_logger().bind(part="registry")
@@ -130,7 +133,7 @@ class ConfigWatch:
         self._log.info("config", networks=[str(net) for net in config.networks], backend=backend.type)
         for line in unknown_keys(config, backend.keys):
             self._log.warning("config_unknown_key", reason=line)
-        own = levels.lease.own.record.subnets if levels.lease.own else None
+        own = levels.lease.own.record.subnets.values() if levels.lease.own else self._previous
         for line in overlaps_of_host(config, levels.host, own) if levels.host else ():
             self._log.warning("config_overlaps_host", reason=line)
         self._inbox.offer(network=Network(config, backend, former), config_problem=None)

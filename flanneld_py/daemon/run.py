@@ -75,6 +75,10 @@ class LastTime:
     mac_seed: str = ""
     subnet_file: bool = False
 
+    @property
+    def subnets(self) -> tuple[IPNetwork, ...]:
+        return tuple(net for subnets in self.run.previous for net in subnets.values())
+
 
 def last_time(options: Options) -> LastTime:
     """Read the state file and the old subnet.env; what is missing or damaged counts as empty."""
@@ -186,7 +190,7 @@ class Daemon:
             partial(follow, self._monitor),
         )
         wanted = wanted_of(options, last, identity)
-        self._configwatch = ConfigWatch(prefix, self._inbox, lambda: self._registry.endpoint)
+        self._configwatch = ConfigWatch(prefix, self._inbox, lambda: self._registry.endpoint, last.subnets)
         self._registrywatch = RegistryWatch(self._registry, self._configwatch, self._inbox)
         self._hostwatch = HostWatch(self._monitor, wanted, self._inbox, self._registrywatch.reconnect)
         for level in ("network", "registry"):

@@ -143,10 +143,11 @@ def find_problems(levels: Levels) -> Iterator[Problem]:
 
 
 def _overlaps(levels: Levels) -> Iterator[Problem]:
-    if levels.network is None or levels.host is None:
+    own = levels.lease.own
+    # Before the lease is known the bridge's address cannot be told from a stranger's.
+    if levels.network is None or levels.host is None or own is None:
         return
-    own = levels.lease.own.record.subnets if levels.lease.own else None
-    reasons = list(overlaps_of_host(levels.network.config, levels.host, own))
+    reasons = list(overlaps_of_host(levels.network.config, levels.host, own.record.subnets.values()))
     if reasons:
         yield Problem(
             "config-overlaps-host",

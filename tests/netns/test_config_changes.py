@@ -241,6 +241,14 @@ def test_unknown_keys_are_warned_of_once(lab: Lab) -> None:
     wait_well(host)
 
 
+def test_the_bridge_of_the_last_run_is_no_strangers_address(lab: Lab) -> None:
+    (host,) = overlay(lab, "vxlan", "alpha")
+    host.daemon.kill()
+    host.start_daemon().wait_ready()
+    wait_well(host)
+    assert not events(host.daemon, "config_overlaps_host")
+
+
 def test_a_network_that_contains_the_hosts_own_address_is_named(lab: Lab) -> None:
     lab.etcd.put_config(config("vxlan", Network="192.0.0.0/16"))
     host = lab.add_host("alpha")
