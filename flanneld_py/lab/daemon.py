@@ -97,7 +97,7 @@ class Daemon:
     def notifications(self) -> list[Notification]:
         """What it told the service manager so far, in order."""
         pid = self._find_pid()
-        return self.host.notify.received(pid) if pid else []
+        return self.host.notify.received(pid, since=self.started) if pid else []
 
     @property
     def status_texts(self) -> list[str]:
@@ -164,12 +164,13 @@ class Daemon:
         return [_event(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
     def status(self) -> dict[str, Any]:
-        """status.json as it stands; empty when there is none."""
+        """status.json as it stands; empty when there is none, or only that of the run before."""
         try:
             parsed: dict[str, Any] = json.loads(self.host.status_file.read_text())
         except FileNotFoundError:
             return {}
-        return parsed
+        pid = self._find_pid() if self.running else self._pid
+        return parsed if parsed["pid"] == pid else {}
 
 
 def _event(line: str) -> dict[str, Any]:

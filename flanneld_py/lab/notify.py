@@ -43,11 +43,15 @@ class NotifySocket:
         """Of the process that reads it."""
         return self._collector.pid
 
-    def received(self, pid: int) -> list[Notification]:
-        """What a process has sent so far."""
+    def received(self, pid: int, since: float = 0.0) -> list[Notification]:
+        """What a process has sent so far; `since` it was started, as the kernel gives pids out again."""
         text = self._collector.stdout.read_text()
         messages = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-        return [Notification(at, _fields(message)) for at, sender, message in messages if sender == pid]
+        return [
+            Notification(at, _fields(message))
+            for at, sender, message in messages
+            if sender == pid and at >= since
+        ]
 
 
 def _fields(message: str) -> dict[str, str]:

@@ -1,4 +1,9 @@
-"""What flannel's own tests say of registry, leases, devices and routes, by number: T17 to T34."""
+"""What flannel's own tests say of registry, leases, devices, routes and interfaces, by number: T17 to T39.
+
+T01 to T16, T19 to T21, T28 and T29 need no etcd and no kernel: tests/unit/test_flannel_behaviours.py
+says where they stand. T40 to T44 are of the packet-filter rules, T45 to T61 of Kubernetes, the CNI plugin
+and scripts.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +16,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flanneld_py.drivers.etcd import EtcdRegistry, EtcdSettings
+from flanneld_py.core.ifselect import select
+from flanneld_py.drivers.kernel import read_host
 from flanneld_py.lab import wait_for
-from tests.netns.etcd_servers import Etcd
-from tests.netns.observing import wait_problem, wait_status
-from tests.netns.oracle import own_key, wait_in_order
+from tests.netns.etcd_servers import PREFIX
+from tests.netns.inside import Namespace
+from tests.netns.observing import events, wait_problem, wait_status
+from tests.netns.oracle import own_key, subnet_of, wait_in_order
 from tests.netns.peers import Peer, change_peers
 from tests.netns.scenes import config, family_config, overlay
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from flanneld_py.drivers.etcd import EtcdRegistry
     from flanneld_py.lab import Host, Lab
+    from flanneld_py.model import Family, HostFacts
+    from tests.netns.etcd_servers import Etcd
 
-PREFIX = "/coreos.com/network"
 PEER = Peer("10.5.30.0/24", "192.0.2.100", "02:00:05:00:00:01")
 """Outside the range that scenes.config leases from."""
 
@@ -75,23 +84,44 @@ def test_t22_a_missing_config_has_its_own_name_and_a_stored_one_comes_back_verba
 
 
 @pytest.fixture
-def registry() -> Iterator[EtcdRegistry]:
-    with Etcd() as server:
-        yield EtcdRegistry(EtcdSettings((server.start().url,), PREFIX))
+def server(servers: Callable[..., Etcd]) -> Etcd:
+    return servers().start()
 
 
-def test_t23_a_record_is_stored_listed_read_and_deleted(registry: EtcdRegistry) -> None:
-    """The value to the byte stands in tests/unit/test_records.py."""
-    key, value = "subnets/10.1.5.0-24", '{"PublicIP":"1.2.3.4","PublicIPv6":null}'
+@pytest.fixture
+def registry(server: Etcd, connect: Callable[..., EtcdRegistry]) -> EtcdRegistry:
+    return connect(server.url)
+
+
+VALUE = '{"PublicIP":"1.2.3.4","PublicIPv6":null}'
+
+
+def test_t23_a_record_is_stored_listed_read_and_deleted(server: Etcd, registry: EtcdRegistry) -> None:
+    key, value = "subnets/10.1.5.0-24", VALUE
     lease = registry.grant(86_400)
     written = registry.create(key, value, lease)
     assert written.ok
+    assert server.stored(PREFIX) == {b"/coreos.com/network/subnets/10.1.5.0-24": value.encode()}
     assert 86_390 < registry.time_to_live(lease).left <= 86_400
     assert [(entry.key, entry.value.decode()) for entry in registry.list().entries] == [(key, value)]
     there = registry.get(key)
     assert there is not None
     assert registry.delete(key, there.mod_revision).ok
     assert registry.get(key) is None
+    assert server.stored(PREFIX) == {}
+
+
+def test_t23_what_the_daemon_stores_is_flannels_record_and_its_node_id(lab: Lab) -> None:
+    """NodeID, the last key, is ours: Go flannel ignores keys it does not know."""
+    lab.etcd.put_config(config("alloc"))
+    host = lab.add_host("alpha")
+    host.start_daemon(["--public-ip=1.2.3.4"]).wait_ready()
+    ((key, _),) = lab.etcd.leases().items()
+    path = f"{lab.etcd.prefix}/subnets/{key}"
+    stored = lab.etcd.ctl("get", "--print-value-only", path).rstrip("\n")
+    assert stored.replace(f',"NodeID":"{host.node_id}"}}', "}") == VALUE
+    lease = lab.etcd.ctl_json("get", path)["kvs"][0]["lease"]
+    assert 86_390 < json.loads(lab.etcd.ctl("lease", "timetolive", f"{lease:x}", "-w=json"))["ttl"] <= 86_400
 
 
 def test_t24_a_lease_that_comes_and_goes_is_seen_once_each(registry: EtcdRegistry) -> None:
@@ -114,11 +144,13 @@ def test_t24_a_lease_that_comes_and_goes_is_seen_once_each(registry: EtcdRegistr
 
 
 def compact(lab: Lab) -> None:
-    lab.etcd.put_config(config("vxlan"))  # a revision more, so that the watch's own is gone
+    """So that the revision after the one that a watch away saw last is gone."""
+    for _ in range(2):
+        lab.etcd.put_config(config("vxlan"))
     lab.etcd.ctl("compact", str(lab.etcd.ctl_json("get", "nothing")["header"]["revision"]))
 
 
-def wait_renewed_and_followed(host: Host) -> None:
+def wait_held_and_followed(host: Host) -> None:
     """Its lease stands, and what comes now is seen."""
     change_peers(host.etcd, "vxlan", put=[PEER])
     wait_status(host.daemon, "the peer", lambda seen: seen["peers"]["count"] == 1, 10)
@@ -129,9 +161,14 @@ def wait_renewed_and_followed(host: Host) -> None:
 def test_t25_a_watch_that_fell_behind_a_compaction_goes_on(lab: Lab) -> None:
     (host,) = overlay(lab, "vxlan", "alpha")
     host.daemon.send_signal(signal.SIGSTOP)
+    # A new server has sent nothing yet to a client that has not read for a while.
+    lab.etcd.stop()
+    lab.etcd.start()
     compact(lab)
     host.daemon.send_signal(signal.SIGCONT)
-    wait_renewed_and_followed(host)
+    (relisted,) = wait_for(lambda: events(host.daemon, "registry_relist"), 10, "a new listing")
+    assert "compacted" in relisted["reason"]
+    wait_held_and_followed(host)
 
 
 def test_t26_so_does_one_that_lost_etcd_after_a_compaction(lab: Lab) -> None:
@@ -141,23 +178,46 @@ def test_t26_so_does_one_that_lost_etcd_after_a_compaction(lab: Lab) -> None:
     wait_status(host.daemon, "etcd to be missed", lambda seen: seen["registry"]["state"] == "unreachable", 10)
     lab.etcd.start()
     wait_status(host.daemon, "etcd to be back", lambda seen: seen["registry"]["state"] == "in sync", 30)
-    wait_renewed_and_followed(host)
+    wait_held_and_followed(host)
 
 
 def test_t27_a_daemon_that_waits_for_etcd_ends_when_it_is_told_to(lab: Lab) -> None:
     (host,) = overlay(lab, "vxlan", "alpha")
     lab.etcd.pause()
-    begun = time.monotonic()
+    for daemon in (host.daemon, host.start_daemon()):  # the other one waits for its first listing
+        wait_status(daemon, "the daemon to be there", bool)
+        begun = time.monotonic()
+        assert daemon.terminate() == 0
+        assert time.monotonic() - begun < 3
+
+
+def test_t30_t31_a_node_that_comes_again_has_its_subnet_while_the_config_has_it(lab: Lab) -> None:
+    (host,) = overlay(lab, "host-gw", "alpha")
+    key = own_key(host)
+    for _ in range(2):
+        assert host.daemon.terminate() == 0
+        host.start_daemon().wait_ready()
+        wait_in_order(host, "host-gw")
+        assert list(lab.etcd.leases()) == [key]
     assert host.daemon.terminate() == 0
-    assert time.monotonic() - begun < 5
+    lab.etcd.put_config(config("host-gw", Network="10.4.0.0/16"))
+    host.start_daemon().wait_ready()
+    ((key, _),) = lab.etcd.leases().items()
+    assert subnet_of(key).startswith("10.4.")
+    assert key != "10.4.0.0-24", "the first subnet of a Network is for nobody"
+    assert host.subnet_env()["FLANNEL_SUBNET"] == subnet_of(key).replace(".0/", ".1/")
 
 
 def test_t32_the_own_lease_is_no_peer_and_one_outside_the_range_is_one(lab: Lab) -> None:
     (host,) = overlay(lab, "vxlan", "alpha")
+    passes = len(events(host.daemon, "reconciled"))
     change_peers(lab.etcd, "vxlan", put=[PEER])
     status = wait_status(host.daemon, "the peer", lambda seen: seen["peers"]["count"] == 1)
     assert status["peers"]["bad"] == {}
     wait_in_order(host, "vxlan")
+    # One batch: its four rows together.
+    (seen,) = wait_for(lambda: events(host.daemon, "reconciled")[passes:], 2, "the pass to be told")
+    assert (seen["set"], seen["del"]) == (4, 0)
 
 
 def test_t33_renewal_brings_the_ttl_back_and_leaves_the_value_alone(lab: Lab) -> None:
@@ -192,3 +252,50 @@ def test_t34_one_route_for_a_subnet_that_moves_to_another_host(lab: Lab) -> None
             f"one route by {public}",
             partial(list.__eq__, [public]),
         )
+
+
+# --- interface selection, of what the kernel shows ------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def facts() -> Iterator[HostFacts]:
+    """A veth called dummy0, as not every kernel makes links of kind dummy."""
+    with Namespace() as net:
+        net.ip(
+            "link add dummy0 type veth peer name far",
+            "link set dummy0 up",
+            "link set far up",
+            "address add 1.10.100.1/24 dev dummy0",
+            "address add 192.168.200.128/24 dev dummy0",
+            "address add 172.16.30.18/24 dev dummy0",
+            "address add 172.16.31.200/24 dev dummy0",
+            "address add 172.16.32.100/24 dev dummy0",
+            "address add 2001:db8::1/64 dev dummy0 nodad",
+        )
+        yield net.agent().call(read_host)
+
+
+def chosen(facts: HostFacts, families: tuple[Family, ...] = (4,), **flags: Any) -> tuple[str, list[str]]:
+    found = select(facts, families=families, **flags)
+    return found.name, [str(address) for address in found.addresses.values()]
+
+
+def test_t35_interface_by_a_pattern_for_its_address(facts: HostFacts) -> None:
+    assert chosen(facts, iface_regex=[r"192\.168\.200\.\d+"]) == ("dummy0", ["192.168.200.128"])
+
+
+def test_t36_interface_by_a_pattern_for_its_name(facts: HostFacts) -> None:
+    assert chosen(facts, iface_regex=[r"dummy\d+"]) == ("dummy0", ["1.10.100.1"])
+
+
+def test_t37_interface_by_name(facts: HostFacts) -> None:
+    assert chosen(facts, iface=["dummy0"]) == ("dummy0", ["1.10.100.1"])
+
+
+def test_t38_interface_by_address(facts: HostFacts) -> None:
+    assert chosen(facts, iface=["172.16.30.18"]) == ("dummy0", ["172.16.30.18"])
+
+
+def test_t39_interface_by_address_in_dual_stack(facts: HostFacts) -> None:
+    found = chosen(facts, (4, 6), iface=["172.16.30.18"])
+    assert found == ("dummy0", ["172.16.30.18", "2001:db8::1"])

@@ -262,6 +262,8 @@ def test_notifications_are_read_at_once_and_kept_by_sender(lab: Lab) -> None:
         lambda told: {"READY": "1"} in told,
     )
     assert {fields["STATUS"][0] for fields in told[:-1]} == {"x"}
+    # As from a process that is started now and gets the same pid.
+    assert lab.notify.received(one.pid, since=time.monotonic()) == []
 
 
 def test_a_reboot_keeps_the_disk_and_nothing_else(joined: list[Host]) -> None:

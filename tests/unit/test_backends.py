@@ -310,6 +310,12 @@ def test_t08_vxlan_defaults() -> None:
     assert backend("vxlan", VNI=None, Port=None, GBP=None) == backend("vxlan")
 
 
+def test_t08_vxlan_options_given() -> None:
+    one, here = backend("vxlan", MTU=1400, GBP=True, DirectRouting=True), host(1)
+    (link,) = one.desired(published_record(one, here, 1), [], here).links.values()
+    assert (link.vni, link.port, link.mtu, link.gbp, link.learning) == (1, 8472, 1350, True, False)
+
+
 @pytest.mark.parametrize(
     ("families", "option", "good", "bad"),
     [

@@ -1,22 +1,30 @@
-"""What flannel's own tests say of addresses: T10, T13, T14 of the contract; T12 is not for these backends.
+"""What flannel's own tests say of addresses, by number: T10, T13 to T15.
 
 The other pure ones bear their numbers beside what they test: T01 to T04 in test_record_keys.py, T05 to
-T08 in test_config.py and test_backends.py, T19 to T21 in test_hostfiles.py, T23 and T28 in test_records.py,
-T29 to T31 in test_allocate.py, T35 to T39 in test_ifselect.py. T40 to T44 come with packet-filter rules.
+T08 in test_config.py and test_backends.py, T09 and T11 in test_records.py, T16 in test_nodeid.py, T19 to T21
+in test_hostfiles.py, T23 and T28 in test_records.py, T29 to T31 in test_allocate.py, T35 to T39 in
+test_ifselect.py. Those with etcd or a kernel are in tests/netns/test_flannel_behaviours.py.
+
+T12 asks whether an IPv6 address is private, which only the packet-filter rules and clouds need; T40 to T44
+come with those rules. A negative TTL (T28) is no error here: such a key is a reservation.
 """
 
 from __future__ import annotations
 
+import json
 from ipaddress import ip_address, ip_network
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flanneld_py.core.config import parse_config
 from flanneld_py.core.hostfiles import SubnetEnv, render_subnet_env
+from flanneld_py.core.records import decode, encode
 from flanneld_py.core.subnetchoice import overlap
 from flanneld_py.core.subnets import inside
-from flanneld_py.errors import ConfigError
-from flanneld_py.model import IPNetwork, PerFamily, Subnets
+from flanneld_py.errors import ConfigError, RecordError
+from flanneld_py.model import Entry, IPNetwork, PerFamily, Subnets
 
 
 def subnets(text: str) -> Subnets:
@@ -46,7 +54,9 @@ def test_t10_contains(address: str, expected: bool) -> None:
 def test_t13_the_whole_of_ipv6_is_no_network() -> None:
     with pytest.raises(ConfigError, match="IPv6Network is ::/0"):
         parse_config('{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "::/0"}')
-    parse_config('{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fc00:1::/48"}')
+    for text in ("::/64", "fc00:1::/64"):
+        found = parse_config(f'{{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "{text}"}}')
+        assert found.networks == (ip_network(text),)
 
 
 @pytest.mark.parametrize(
@@ -71,3 +81,25 @@ def test_t14_contains_and_first_address() -> None:
     ]
     env = SubnetEnv(PerFamily(None, ip_network("fc00::/16")), PerFamily(None, net), 1500)
     assert "FLANNEL_IPV6_SUBNET=fc00:1::1/64\n" in render_subnet_env(env)
+
+
+def again(v4: str, v6: str) -> str:
+    """A record with these addresses, read and written."""
+    value = json.dumps({"PublicIP": v4, "PublicIPv6": v6})
+    return encode(decode(Entry("subnets/10.5.1.0-24&fd00:5::-64", value.encode(), 1, 1, 7)))
+
+
+@given(
+    st.ip_addresses(v=4).map(str) | st.text("0123456789.", max_size=15),
+    st.ip_addresses(v=6).flatmap(lambda ip: st.sampled_from([str(ip), ip.exploded, ip.exploded.upper()]))
+    | st.text("0123456789abcdefABCDEF:.", max_size=20),
+)
+def test_t15_an_address_that_was_read_reads_again_from_its_own_text(v4: str, v6: str) -> None:
+    try:
+        written = again(v4, v6)
+    except RecordError:
+        return
+    fields = json.loads(written)
+    assert ip_address(fields["PublicIP"]) == ip_address(v4)
+    assert ip_address(fields["PublicIPv6"]) == ip_address(v6)
+    assert again(fields["PublicIP"], fields["PublicIPv6"]) == written

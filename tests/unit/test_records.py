@@ -69,7 +69,7 @@ def test_vxlan_record() -> None:
     )
 
 
-def test_T09_T11_T15_addresses_come_back_as_text() -> None:
+def test_T09_T11_addresses_come_back_as_text() -> None:
     value = {"PublicIP": "1.2.3.4", "PublicIPv6": "fc00:0:0::1"}
     record = decode(entry(value, DUAL_KEY))
     assert record.public_ips == PerFamily(IPv4Address("1.2.3.4"), IPv6Address("fc00::1"))
