@@ -2,7 +2,7 @@
 # PYTHON=… names the interpreter .venv is made with (3.11 or newer).
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench docs fmt clean venv tools lint types
+.PHONY: help demo test check bench docs install uninstall fmt clean venv tools lint types
 
 PY := .venv/bin/python
 
@@ -10,10 +10,13 @@ PY := .venv/bin/python
 TOOLS := etcd=etcd-server etcdctl=etcd-client ip=iproute2 bridge=iproute2 ping=iputils-ping nft=nftables
 TOOLS += iperf3=iperf3 tcpdump=tcpdump strace=strace ethtool=ethtool sysctl=procps
 TOOLS += unshare=util-linux nsenter=util-linux setpriv=util-linux prlimit=util-linux stdbuf=coreutils
-TOOLS += openssl=openssl chattr=e2fsprogs
+TOOLS += openssl=openssl chattr=e2fsprogs iptables=iptables
+TOOLS += shellcheck=shellcheck busybox=busybox
+TOOLS += systemd-nspawn=systemd-container systemd-analyze=systemd debootstrap=debootstrap
+TOOLS += /usr/lib/cni/bridge=containernetworking-plugins
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 demo: tools venv ## Hosts in network namespaces, with an etcd: watch them connect, break, and heal (root)
 	@$(PY) -m flanneld_py.lab demo
@@ -31,6 +34,12 @@ bench: tools venv ## Throughput and latency of each backend against plain routin
 
 docs: venv ## Write docs/configuration.md anew from the code's tables
 	@$(PY) -m flanneld_py.cli.reference > docs/configuration.md
+
+install: ## Put it into place: PREFIX=/usr/local CNIBINDIR=/opt/cni/bin DESTDIR= PYTHON=/usr/bin/python3
+	@.ci/install install
+
+uninstall: ## Remove what `make install` put there, given the same variables; changed settings stay
+	@.ci/install uninstall
 
 fmt: venv ## Format the code and mend what the linter can mend
 	@$(PY) -m ruff check --fix --exit-zero

@@ -18,6 +18,8 @@ from ipaddress import (
 )
 from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
+from flanneld_py.packetfilter import Chain, ChainKey
+
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 IPNetwork: TypeAlias = IPv4Network | IPv6Network
 IPInterface: TypeAlias = IPv4Interface | IPv6Interface
@@ -82,6 +84,11 @@ class NetworkConfig:
     @property
     def networks(self) -> tuple[IPNetwork, ...]:
         return tuple(r.network for r in self.ranges.values())
+
+    @property
+    def network_of(self) -> PerFamily[IPNetwork]:
+        v4, v6 = self.ranges.v4, self.ranges.v6
+        return PerFamily(v4.network if v4 else None, v6.network if v6 else None)
 
     @property
     def families(self) -> tuple[Family, ...]:
@@ -259,6 +266,8 @@ class Host:
     """The etcd prefix, which also marks what is ours."""
     external: External
     local_addresses: frozenset[IPAddress] = frozenset()
+    devices: Mapping[IPAddress, str] = field(default_factory=dict)
+    """Of these addresses → its device."""
     local_networks: tuple[IPNetwork, ...] = ()
     """Prefixes of the host's own addresses: what a new subnet must not overlap."""
     macs: Mapping[str, str] = field(default_factory=dict)
@@ -346,6 +355,8 @@ class State:
     """Destination → True: in table main, at a metric at which every other route is better."""
     offloads: Mapping[str, bool] = field(default_factory=dict)
     """Device → whether checksums of what it sends are left to the device below it."""
+    rules: Mapping[ChainKey, Chain] = field(default_factory=dict)
+    """Chain → its packet-filter rules; of a chain that is not wholly ours, our rules of it."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Path → text."""
 
@@ -364,6 +375,7 @@ Table: TypeAlias = Literal[
     "nexthops",
     "routes",
     "blackholes",
+    "rules",
     "files",
 ]
 Verb: TypeAlias = Literal["set", "del"]

@@ -36,7 +36,8 @@ def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
 def netns_obstacle() -> str | None:
     """Why tests marked netns cannot run here, or None."""
     return obstacle(
-        commands=["nft", "strace", "tcpdump", "iperf3", "ethtool"], links=["vxlan id 1 dstport 0"]
+        commands=["nft", "iptables", "strace", "tcpdump", "iperf3", "ethtool", "/usr/lib/cni/bridge"],
+        links=["vxlan id 1 dstport 0"],
     )
 
 

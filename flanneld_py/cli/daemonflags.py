@@ -16,7 +16,9 @@ from flanneld_py.core.duration import parse_duration
 from flanneld_py.core.goflags import TRUTH, normalise, parse_integer
 from flanneld_py.core.ifselect import pattern_of
 from flanneld_py.core.leasepolicy import LOWEST_TTL, LeasePolicy
+from flanneld_py.core.listenaddress import HIGHEST_PORT, overlap, parse_listen_address
 from flanneld_py.core.prefix import key_root, normal_prefix
+from flanneld_py.core.rules import Wish
 from flanneld_py.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from flanneld_py.daemon.run import Daemon
 
 MINUTES_A_DAY = 24 * 60
-HIGHEST_PORT = 65_535
 EPILOG = (
     "Every flag can also be given as an environment variable: --etcd-endpoints is "
     "FLANNELD_ETCD_ENDPOINTS. A flag wins over its variable. Go's syntax (-iface eth0) works too."
@@ -55,7 +56,7 @@ def _run(**given: Any) -> Daemon:
 
     log.configure(given["v"])
     daemon = Daemon(options)
-    _tell(options, given)
+    _tell(options)
     daemon.start()
     return daemon
 
@@ -91,9 +92,29 @@ def options_of(given: Mapping[str, Any]) -> Options:
         lease=_lease_policy(given),
         wipe_grace=given["registry_wipe_grace"],
         blackhole=given["ip_blackhole_route"],
+        wish=Wish(
+            masquerade=given["ip_masq"],
+            forward=given["iptables_forward_rules"],
+            fully_random=not given["ip_masq_fully_random_disable"],
+            accept_in=tuple(given["forward_accept_in"]),
+        ),
         healthz_ip=given["healthz_ip"] or FLAGS["healthz-ip"].default,
         healthz_port=given["healthz_port"],
+        metrics=_metrics_address(given),
     )
+
+
+def _metrics_address(given: Mapping[str, Any]) -> tuple[str, int] | None:
+    text, port = given["metrics_addr"], given["healthz_port"]
+    metrics, health = parse_listen_address(text), (given["healthz_ip"] or FLAGS["healthz-ip"].default, port)
+    if metrics is not None and port > 0 and overlap(metrics, health):
+        _refuse(
+            "metrics-addr",
+            text,
+            f"the health server has that port on {health[0]}; choose another port, or give --healthz-ip the "
+            "same address, and one server has both",
+        )
+    return metrics
 
 
 def _lease_policy(given: Mapping[str, Any]) -> LeasePolicy:
@@ -111,7 +132,7 @@ def _lease_policy(given: Mapping[str, Any]) -> LeasePolicy:
     return LeasePolicy(int(ttl), int(margin), given["on_lease_loss"])
 
 
-def _tell(options: Options, given: Mapping[str, Any]) -> None:
+def _tell(options: Options) -> None:
     """What is accepted, but does not do what its writer may think."""
     import structlog  # noqa: PLC0415
 
@@ -125,12 +146,6 @@ def _tell(options: Options, given: Mapping[str, Any]) -> None:
             "prefix_without_slash",
             reason=f"--etcd-prefix {options.etcd.prefix!r} does not begin with a slash, and none is added: "
             f"the config is read from the key {key_root(options.etcd.prefix) + 'config'!r}",
-        )
-    if given["iptables_forward_rules"]:
-        log.info(
-            "no_forward_rules",
-            reason="--iptables-forward-rules: no packet-filter rules are made in this version; "
-            "the host's own must let the network's traffic pass",
         )
 
 
@@ -218,9 +233,16 @@ def _ip(text: str) -> None:
             raise ValueError("expected an IP address") from None
 
 
+def _chain(text: str) -> None:
+    if len(text.split()) not in (1, 3):
+        raise ValueError("expected a chain of iptables' filter table, or of nft as FAMILY TABLE CHAIN")
+
+
 CHECKS: dict[str, Callable[[Any], object]] = {
+    "forward-accept-in": _chain,
     "healthz-port": _port,
     "healthz-ip": _ip,
+    "metrics-addr": parse_listen_address,
     "iface-can-reach": _ip,
     "iface-regex": pattern_of,
 }

@@ -153,14 +153,13 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "ip-masq",
             "boolean",
             "false",
-            "Masquerade what leaves the network.",
-            refused="not in this version; leave it out and masquerade by a rule of your own",
+            "Masquerade what leaves the network; containers keep their own addresses within it.",
         ),
         Flag(
             "ip-masq-fully-random-disable",
             "boolean",
             "false",
-            "No effect: goes with --ip-masq.",
+            "With --ip-masq: keep a connection's source port if it is free, instead of a random one.",
         ),
         Flag(
             "iptables-resync",
@@ -172,7 +171,15 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "iptables-forward-rules",
             "boolean",
             "true",
-            "No effect yet: no rule is made in this version. Forwarding must be allowed by the host's own.",
+            "Let through what is forwarded from or to the network, unless others drop it in their chains.",
+        ),
+        Flag(
+            "forward-accept-in",
+            "list",
+            "",
+            "Chain of others that shall accept the network's traffic first of all, once it is there: one of "
+            "iptables' filter table (DOCKER-USER, FORWARD) or of nft's (inet filter forward); repeatable.",
+            flannel=False,
         ),
         Flag(
             "ip-blackhole-route",
@@ -184,6 +191,14 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     "health": (
         Flag("healthz-ip", "string", "0.0.0.0", "Address of the health server: /healthz and /readyz."),  # noqa: S104 - flannel's default
         Flag("healthz-port", "integer", "0", "Its TCP port; 0 or less: no health server."),
+        Flag(
+            "metrics-addr",
+            "string",
+            "127.0.0.1",
+            "Where /metrics is for Prometheus: ip:port, :port for 127.0.0.1, or [ip]:port for IPv6. "
+            "Without a port: nowhere.",
+            flannel=False,
+        ),
     ),
     "Kubernetes": (
         Flag("kube-subnet-mgr", "boolean", "false", "Not for this daemon.", refused=ETCD_ONLY),

@@ -9,6 +9,7 @@ from flanneld_py.backends import BACKENDS, backend_of
 from flanneld_py.cli.flagtable import GROUPS, Flag
 from flanneld_py.core.config import EXAMPLE, parse_config
 from flanneld_py.core.configkeys import KEYS, Key
+from flanneld_py.daemon.metrictable import METRICS, PREFIX
 from flanneld_py.model import NetworkConfig
 
 HEAD = """\
@@ -48,6 +49,16 @@ Takes `--etcd-*`, `--subnet-file`, and `--state-dir` as above, before or after t
 `FLANNELD_*`, else from the file of `--env-file` (`/etc/default/flanneld-py`). Give what the daemon was given.
 """
 
+METRICS_HEAD = """
+## Metrics
+
+At `/metrics` of `--metrics-addr`, for Prometheus and OpenMetrics, with `process_*` of prometheus-client. None is by
+peer.
+
+| metric | type | labels | meaning |
+|---|---|---|---|
+"""
+
 
 def reference() -> str:
     """The whole document, in Markdown."""
@@ -70,6 +81,10 @@ def _parts() -> Iterator[str]:
         yield f"\n### {topic[0].upper()}{topic[1:]}\n\n| flag | default | meaning |\n|---|---|---|\n"
         yield from (_flag(flag) for flag in flags)
     yield CTL
+    yield METRICS_HEAD
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        yield f"| `{PREFIX}{metric.name}` | {metric.kind} | {labels} | {metric.meaning} |\n"
 
 
 def _keys(keys: Iterable[Key]) -> Iterator[str]:

@@ -10,6 +10,9 @@ from flanneld_py.core.reservation import is_vacant
 from flanneld_py.core.subnets import leasable
 from flanneld_py.model import Family, Host, IPAddress, IPNetwork, NetworkConfig, Record, Snapshot
 
+OUTSIDE, OTHER_BACKEND = "lies outside the Network", "backend is"
+"""In the reasons for which a record is left out: its host goes by another config."""
+
 
 @dataclass(frozen=True, slots=True)
 class Peers:
@@ -166,8 +169,8 @@ def _unusable(record: Record, here: _Here) -> str | None:
         if subnet is None:
             continue
         if not leasable(subnet, scope):
-            where = "is too large for" if _within(subnet, scope) else "lies outside"
-            return f"subnet {subnet} {where} the Network {scope}"
+            where = "is too large for the Network" if _within(subnet, scope) else OUTSIDE
+            return f"subnet {subnet} {where} {scope}"
         if public is None:
             return f"subnet {subnet} comes without a public IPv{family} address"
         if public in scope:
@@ -185,7 +188,7 @@ def _unfit(record: Record, here: _Here) -> str | None:
             return f"public address {public} is the broadcast address of {here.broadcasts[public]}"
     if record.backend_type != here.backend_type:
         whose = f"{here.whose} is {here.backend_type or 'udp or alloc'}"
-        return f"backend is {record.backend_type or 'udp or alloc'}, {whose}"
+        return f"{OTHER_BACKEND} {record.backend_type or 'udp or alloc'}, {whose}"
     return None
 
 

@@ -30,6 +30,7 @@ from flanneld_py.core.subnetchoice import (
     overlap,
     per_family,
     previous_subnets,
+    taken_besides,
     taken_subnets,
 )
 from flanneld_py.errors import RecordError
@@ -38,10 +39,10 @@ from flanneld_py.model import FAMILIES, Family, Host, NetworkConfig, Record, Sna
 
 def decide_lease(config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish, rng: Random) -> Decision:
     """What to do about our lease, given all of the registry at one revision."""
+    ours = _own_records(config, snapshot, host, wish)
     for family in FAMILIES:
         if config.ranges.get(family) is not None and wish.public_ips.get(family) is None:
-            return _no_address(family)
-    ours = _own_records(config, snapshot, host, wish)
+            return _no_address(family, ours[0] if ours else None)
     twins = _twins(snapshot, host, wish)
     if ours:
         return _decide_own(ours, twins, config, snapshot, host, wish, rng)
@@ -67,11 +68,12 @@ def find_own(config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish) 
     return namesake if namesake is not None and _may_take(namesake, wish) else None
 
 
-def _no_address(family: Family) -> Wait:
+def _no_address(family: Family, own: Record | None) -> Wait:
     return Wait(
         f"IPv{family} is enabled in the network config, but this host has no IPv{family} address to publish",
         f"give the external interface an IPv{family} address, choose another --iface, or set "
         f"EnableIPv{family} to false",
+        own,
     )
 
 
@@ -152,7 +154,7 @@ def _decide_own(
     if surplus is not None:
         return Release(surplus, f"{surplus.key} is a second lease of this host beside {first.key}")
     if not fits:
-        return _refit(first, config, snapshot, host, wish, rng)
+        return refit(first, config, snapshot, host, wish, rng)
     rival = _rival(first, snapshot, wish)
     if rival is not None:
         return _address_conflict(rival, wish)
@@ -163,26 +165,38 @@ def _decide_own(
 
 def _yield(own: Record, other: Record) -> Release | Conflict:
     """Of two that overlap one must go; which reservation goes, is the operator's to say."""
-    reason = f"{own.key} overlaps the older lease {other.key} of {_addresses(other)}"
     if own.etcd_lease:
-        return Release(own, reason)
-    return Conflict(other, f"the reservation {reason}", "release one of the two: flannelctl leases release")
+        return Release(own, _overlap_text(own, other))
+    return _reserved_twice(own, other)
 
 
-def _refit(
+def _reserved_twice(own: Record, other: Record) -> Conflict:
+    reason = f"the reservation {_overlap_text(own, other)}"
+    return Conflict(other, reason, "release one of the two: flannelctl leases release")
+
+
+def _overlap_text(own: Record, other: Record) -> str:
+    return f"{own.key} overlaps the older lease {other.key} of {_addresses(other)}"
+
+
+def refit(
     record: Record, config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish, rng: Random
-) -> Decision:
-    """A record that does not fit the config keeps the subnet of the families in which it does."""
-    others = {key: other for key, other in snapshot.records.items() if key != record.key}
-    taken = taken_subnets(replace(snapshot, records=others), config)
+) -> Move | Wait | Conflict:
+    """A record that does not fit the config keeps the subnet of the families in which it does.
+
+    It stays until another can be had in its place: peers reach us by it.
+    """
     kept = fitting(record.subnets, config, reserved=not record.etcd_lease)
-    if not kept:
-        return Release(record, f"{record.key} does not fit the network config")
-    for other in others.values():
-        if overlap(per_family(kept), other.subnets) and may_be_leased(other.subnets, config):
-            return _yield(record, other)
-    found = claim(config, taken, host, wish, rng, kept)
-    return Move(record, found.wanted) if isinstance(found, Claim) else found
+    for other in snapshot.records.values():
+        if other.key == record.key or not may_be_leased(other.subnets, config):
+            continue
+        free = {f: net for f, net in kept.items() if not overlap(per_family({f: net}), other.subnets)}
+        if len(free) < len(kept) and not record.etcd_lease:
+            return _reserved_twice(record, other)
+        kept = free
+    taken = taken_besides(record, snapshot, config)
+    found = claim(config, taken, host, wish, rng, kept or previous_subnets(config, taken, wish))
+    return Move(record, found.wanted) if isinstance(found, Claim) else replace(found, held=record)
 
 
 def _rival(own: Record, snapshot: Snapshot, wish: Wish) -> Record | None:
@@ -249,8 +263,9 @@ def _decide_lost(
             return Conflict(
                 holder,
                 reason,
-                "stop that host and release its lease (flannelctl leases release): then it is claimed again; "
-                "or restart this daemon to lease another subnet (--on-lease-loss renumber: by itself)",
+                f"stop that host, then flannelctl leases release {holder.subnets.values()[0]} --force: it is "
+                "claimed again; or restart this daemon to lease another subnet (--on-lease-loss renumber: by "
+                "itself)",
             )
     return None
 
@@ -292,7 +307,7 @@ def _decide_namesake(
     """A record that names our public address under no node id (Go flannel's) or under another one."""
     if _may_take(record, wish):
         if not is_compatible(record, config):
-            return _refit(record, config, snapshot, host, wish, rng)
+            return refit(record, config, snapshot, host, wish, rng)
         return _keep_or_adopt(record, host, wish)
     return _address_conflict(record, wish)
 

@@ -102,11 +102,34 @@ def overlaps_of(
                     yield f"Network {network} contains {what} {address}"
 
 
+def is_like_a_lease(net: IPNetwork, config: NetworkConfig) -> bool:
+    """Whether a prefix has the place and the size of a host's subnet, as a bridge for containers has."""
+    return any(
+        net.prefixlen == scope.subnet_len and inside(net.network_address, scope.network)
+        for scope in config.ranges.values()
+    )
+
+
+def outdated_bridges(
+    config: NetworkConfig, host: Host, own: Collection[IPNetwork]
+) -> Mapping[IPAddress, str]:
+    """Addresses of the form that a bridge for containers has, in no subnet of ours → their device.
+
+    A lease is replaced at once, the bridge only when containers are started again.
+    """
+    bridges = [net for net in host.local_networks if is_like_a_lease(net, config) and net not in own]
+    return {
+        address: dev
+        for address, dev in host.devices.items()
+        if dev != host.external.name and any(inside(address, net) for net in bridges)
+    }
+
+
 def overlaps_of_host(config: NetworkConfig, host: Host, own: Collection[IPNetwork]) -> Iterator[str]:
-    """The same for a host that runs."""
+    """The same for a host that runs; `outdated_bridges` are another matter."""
     return overlaps_of(
         config.networks,
-        addresses=host.local_addresses,
+        addresses=host.local_addresses - outdated_bridges(config, host, own).keys(),
         gateways=host.gateways,
         registry=host.registry,
         own=own,

@@ -30,7 +30,11 @@ KEYS = (
     Key("IPv6SubnetMax", "the last subnet", "the same for IPv6"),
     Key("EnableIPv4", "true", "whether the overlay carries IPv4; its hosts then need IPv4 addresses"),
     Key("EnableIPv6", "false", "whether it carries IPv6; its hosts then need IPv6 addresses"),
-    Key("EnableNFTables", "false", "nftables instead of iptables; no effect in this version"),
+    Key(
+        "EnableNFTables",
+        "false",
+        "make packet-filter rules by nft, not by iptables; where only one is installed, by that",
+    ),
     Key("Backend", '{"Type": "udp"}', "how packets travel between hosts: its Type, and the type's own keys"),
 )
 

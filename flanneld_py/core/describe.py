@@ -17,6 +17,7 @@ NOUNS: dict[Table, str] = {
     "routes": "route",
     "blackholes": "blackhole route",
     "offloads": "checksum offload",
+    "rules": "rules",
     "files": "file",
 }
 
@@ -54,6 +55,7 @@ _ROWS: dict[Table, Callable[[Any, Any], tuple[str, str]]] = {
     "routes": lambda subnet, route: (str(subnet), _hop(route.nexthop) if route else ""),
     "blackholes": lambda subnet, _: (str(subnet), ""),
     "offloads": lambda dev, on: (f"dev {dev}", "" if on is None else "on" if on else "off"),
+    "rules": lambda key, chain: (f"of {key}", f"({len(chain.rules)})" if chain else ""),
     "files": lambda path, _: (path, ""),
 }
 """Of each table: the row's name, and with a value what it shall be."""

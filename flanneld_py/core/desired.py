@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from flanneld_py.core.hostfiles import SubnetEnv, render_subnet_env
-from flanneld_py.model import Host, NetworkConfig, PerFamily, Record, State
+from flanneld_py.model import Host, NetworkConfig, Record, State
 
 
 def desired(
@@ -40,10 +40,7 @@ def subnet_env(config: NetworkConfig, own: Record, mtu: int, *, ipmasq: bool) ->
     """The text of subnet.env (FLANNEL_* lines that CNI plugins and Docker read)."""
     return render_subnet_env(
         SubnetEnv(
-            networks=PerFamily(
-                v4=config.ranges.v4.network if config.ranges.v4 else None,
-                v6=config.ranges.v6.network if config.ranges.v6 else None,
-            ),
+            networks=config.network_of,
             subnets=own.subnets,
             mtu=mtu,
             ipmasq=ipmasq,

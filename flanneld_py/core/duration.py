@@ -1,4 +1,4 @@
-"""Durations as Go writes them: `90s`, `1h30m`, `1.5h` (package time, ParseDuration)."""
+"""Durations as Go writes them, `90s`, `1h30m`, `1.5h` (package time, ParseDuration), and in words."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ _WHOLE = re.compile(rf"(?:{_PART})+")
 _PARTS = re.compile(r"([0-9.]+)([^0-9.]+)")
 _LONGEST = 1 << 63
 """Nanoseconds; Go keeps them in an int64."""
+_WORDS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
 def parse_duration(text: str) -> float:
@@ -42,3 +43,16 @@ def parse_duration(text: str) -> float:
     if total * 10**9 >= _LONGEST:
         raise ValueError(f"{text!r}: expected a duration below 292 years")
     return float(total)
+
+
+def duration(seconds: float) -> str:
+    """For people, two units at most: `23 h 59 min`."""
+    left = max(0, int(seconds))
+    parts: list[str] = []
+    for size, unit in _WORDS:
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count} {unit}")
+        elif parts:
+            break
+    return " ".join(parts[:2]) or "0 s"

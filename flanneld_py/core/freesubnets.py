@@ -25,6 +25,11 @@ def random_free(allowed: SubnetRange, taken: Iterable[IPNetwork], rng: Random) -
     raise AssertionError("pick lies within the free subnets")
 
 
+def count_free(allowed: SubnetRange, taken: Iterable[IPNetwork]) -> int:
+    """How many subnets of `allowed` overlap nothing in `taken`."""
+    return sum(last - first + 1 for first, last in _gaps(allowed, taken))
+
+
 def _gaps(allowed: SubnetRange, taken: Iterable[IPNetwork]) -> Iterator[tuple[int, int]]:
     """Runs of free subnets, as first and last index from subnet_min."""
     shift = allowed.network.max_prefixlen - allowed.subnet_len

@@ -73,6 +73,8 @@ class Wait:
 
     reason: str
     fix: str
+    held: Record | None = None
+    """Ours, which stays until there is."""
 
 
 @dataclass(frozen=True, slots=True)

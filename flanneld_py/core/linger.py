@@ -52,17 +52,18 @@ class Departures:
 
 
 def departures(
-    earlier: Departures, last: Snapshot, fresh: Snapshot, own: str, now: float, grace: float
+    earlier: Departures, last: Snapshot, fresh: Snapshot, peers: Collection[str], now: float, grace: float
 ) -> Departures:
     """Which peers to keep although `fresh` lacks them, `last` being the snapshot before it.
 
-    A peer that is back, under whatever key, is none of them, and none whose key somebody else holds now.
+    A peer that is back, under whatever key, is none of them, and none whose key somebody else holds now. Nor
+    is a record that was no peer: ours, a reservation that no host has taken, one that was left out.
 
     Args:
         earlier: what this returned last.
         last: the snapshot then.
         fresh: the snapshot now.
-        own: key of our own record, which is no peer's.
+        peers: keys of the records that were peers then.
         now: on any clock, in seconds.
         grace: seconds that peers stay after a wipe; 0: not longer than after any deletion.
     """
@@ -71,14 +72,15 @@ def departures(
     if last is fresh:
         return Departures(kept, vanished)
     kept = {key: kept[key] for key in _still_gone((gone.record for gone in kept.values()), fresh)}
-    leaving = {key: record for key, record in last.records.items() if key not in fresh.records and key != own}
+    known = {key for key in peers if key in last.records}
+    leaving = {key: last.records[key] for key in known if key not in fresh.records}
     if not leaving:
         return Departures(kept, vanished)
     wiped = last.epoch != fresh.epoch
     if not wiped:
         # What a new etcd lacks nobody has deleted, and does not count when somebody deletes one from it.
         vanished |= dict.fromkeys(leaving, now)
-        wiped = _is_wipe(len(vanished), len((last.records.keys() | vanished.keys()) - {own}))
+        wiped = _is_wipe(len(vanished), len(known | vanished.keys()))
     wiped = wiped and grace > 0
     until = now + (max(grace, RECLAIM_SECONDS) if wiped else RECLAIM_SECONDS)
     if wiped:

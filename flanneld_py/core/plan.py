@@ -2,7 +2,7 @@
 
 Safe means: no route whose neighbour or FDB entry is missing, nothing removed before its replacement
 stands. That fixes the order. *Set* goes links, sysctls, offloads, addresses, FDB, neighbours, nexthops,
-routes, blackholes, files: a neighbour that changes its MAC must find the new MAC's FDB entry in place.
+routes, blackholes, rules, files: a neighbour that changes its MAC must find the new MAC's FDB entry in place.
 *Delete* is the reverse, links last. A link that must be recreated, or that a wanted one cannot stand beside,
 goes first: the kernel refuses two vxlan devices of one VNI and port.
 """
@@ -25,6 +25,7 @@ SET_ORDER: tuple[Table, ...] = (
     "nexthops",
     "routes",
     "blackholes",
+    "rules",
     "files",
 )
 DELETE_ORDER: tuple[Table, ...] = tuple(reversed(SET_ORDER))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import ip_network
 from random import Random
 from typing import TypeAlias
@@ -78,6 +79,12 @@ def taken_subnets(snapshot: Snapshot, config: NetworkConfig) -> list[Subnets]:
     return [subnets for subnets in found if may_be_leased(subnets, config)]
 
 
+def taken_besides(own: Record, snapshot: Snapshot, config: NetworkConfig) -> list[Subnets]:
+    """The same as if `own` were not there."""
+    others = {key: record for key, record in snapshot.records.items() if key != own.key}
+    return taken_subnets(replace(snapshot, records=others), config)
+
+
 def previous_subnets(config: NetworkConfig, taken: Sequence[Subnets], wish: Wish) -> Chosen:
     """What can be had again of the subnets we once held: all of a set rather than part of a newer one."""
     usable: list[Chosen] = [
@@ -115,9 +122,11 @@ def _here(host: Host) -> list[IPNetwork]:
 def _none_free(allowed: SubnetRange, leased: int) -> Wait:
     total = count_subnets(allowed)
     rest = " and the rest overlaps this host's own networks" if leased < total else ""
+    gives = f"{total} subnet{'s' * (total != 1)} of /{allowed.subnet_len}"
+    stand = f"{leased} leases stand" if leased != 1 else "1 lease stands"
     return Wait(
-        f"no free subnet: {allowed.network} gives {total} subnets of /{allowed.subnet_len} "
-        f"({allowed.subnet_min} to {allowed.subnet_max}), {leased} leases stand{rest}",
+        f"no free subnet: {allowed.network} gives {gives} ({allowed.subnet_min} to {allowed.subnet_max}), "
+        f"{stand}{rest}",
         "release leases of hosts that are gone (flannelctl leases), or widen Network or SubnetMax",
     )
 

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import shlex
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
+from random import Random
 
 import structlog
 
 from flanneld_py.backends import backend_of
 from flanneld_py.backends.base import options_of
+from flanneld_py.core.allocate import refit
 from flanneld_py.core.config import parse_config
-from flanneld_py.core.configchange import Settings, overlaps_of_host, pending_reasons
+from flanneld_py.core.configchange import Settings, pending_reasons
 from flanneld_py.core.configkeys import unknown_keys
+from flanneld_py.core.leasedecision import Move, Wish
 from flanneld_py.core.prefix import key_root
 from flanneld_py.core.records import CONFIG_KEY
+from flanneld_py.core.subnetchoice import is_compatible
 from flanneld_py.daemon.inbox import Inbox, Network, Problem
 from flanneld_py.errors import ConfigError, FlanneldError
-from flanneld_py.model import Entry, IPNetwork, PerFamily
+from flanneld_py.model import Entry, IPNetwork, NetworkConfig, PerFamily
 
 EXAMPLE_CONFIG = '{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}'
 APPLY = (
-    "flannelctl config apply, or a restart, takes it over on this host; it may give containers new addresses"
+    "flannelctl config apply, or a restart, takes it over on this host: containers may get new addresses, "
+    "and hosts with another Network are cut off until they do the same"
 )
+CUT_OFF = "hosts that have not applied it yet are cut off from this one: apply it on every host"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +43,8 @@ class _Stored:
 class ConfigWatch:
     """Offers `network` and `config_problem`."""
 
-    def __init__(
-        self, prefix: str, inbox: Inbox, endpoint: Callable[[], str], previous: Collection[IPNetwork] = ()
-    ) -> None:
-        """`endpoint` names the etcd to write to in advice; `previous`: subnets of the last run."""
-        self._previous = previous
+    def __init__(self, prefix: str, inbox: Inbox, endpoint: Callable[[], str]) -> None:
+        """`endpoint` names the etcd to write to in advice."""
         self._inbox = inbox
         self._endpoint = endpoint
         self._log = structlog.get_logger().bind(part="registry")
@@ -84,7 +87,7 @@ class ConfigWatch:
         """Take over the stored config, whatever waits for a restart; what was done. Any thread may call.
 
         Raises:
-            FlanneldError: there is nothing to take over.
+            FlanneldError: there is nothing to take over, or no lease to be had that it allows.
         """
         with self._lock:
             stored = self._stored
@@ -95,8 +98,22 @@ class ConfigWatch:
                 )
             if self._in_force is not None and self._in_force.network.config == stored.network.config:
                 raise FlanneldError("nothing to apply: the stored config is in force")
+            self._require_lease(stored.network.config)
+            before = self._in_force.network.config.networks if self._in_force else ()
             self._put_in_force(stored)
-            return f"{self._key} is in force; flannelctl status shows how far it has come"
+            notice = f"; {CUT_OFF}" if before not in ((), stored.network.config.networks) else ""
+            return f"{self._key} is in force; flannelctl status shows how far it has come{notice}"
+
+    def _require_lease(self, fresh: NetworkConfig) -> None:
+        """Raise FlanneldError if what this host holds would have to go and nothing is free in its place."""
+        levels = self._inbox.levels
+        own, snapshot, host = levels.lease.own, levels.snapshot, levels.host
+        if own is None or snapshot is None or host is None or is_compatible(own.record, fresh):
+            return
+        nothing_to_publish = Wish("", PerFamily())
+        found = refit(own.record, fresh, snapshot, host, nothing_to_publish, Random(0))  # noqa: S311
+        if not isinstance(found, Move):
+            raise FlanneldError(f"not applied, the config in force stays: {found.reason}; {found.fix}")
 
     def _settle(self, stored: _Stored) -> None:
         reasons = self._reasons(stored.network)
@@ -113,6 +130,8 @@ class ConfigWatch:
             return ()
         levels, old = self._inbox.levels, self._in_force.network
         record = levels.lease.own.record if levels.lease.own else None
+        if record is not None and not is_compatible(record, old.config):
+            record = None  # it waits for another one: whatever is stored now can only help
         # A reservation may lie outside the range that hosts help themselves from.
         bound = record.subnets if record and record.etcd_lease else PerFamily()
         return pending_reasons(
@@ -123,7 +142,7 @@ class ConfigWatch:
         )
 
     def _put_in_force(self, stored: _Stored) -> None:
-        network, levels = stored.network, self._inbox.levels
+        network = stored.network
         former: tuple[IPNetwork, ...] = ()
         if self._in_force is not None:
             old = self._in_force.network
@@ -133,9 +152,6 @@ class ConfigWatch:
         self._log.info("config", networks=[str(net) for net in config.networks], backend=backend.type)
         for line in unknown_keys(config, backend.keys):
             self._log.warning("config_unknown_key", reason=line)
-        own = levels.lease.own.record.subnets.values() if levels.lease.own else self._previous
-        for line in overlaps_of_host(config, levels.host, own) if levels.host else ():
-            self._log.warning("config_overlaps_host", reason=line)
         self._inbox.offer(network=Network(config, backend, former), config_problem=None)
 
     def _missing(self) -> Problem:

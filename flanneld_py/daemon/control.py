@@ -54,8 +54,12 @@ class _Listener:
 class Control:
     """A listening socket, mode 0600: whoever may read it may see the status."""
 
-    def __init__(self, path: Path, answers: Mapping[str, Answer]) -> None:
+    def __init__(
+        self, path: Path, answers: Mapping[str, Answer], beat: Callable[[], None] = lambda: None
+    ) -> None:
+        """`beat` is called often, to show that the thread does not hang."""
         self._answers = answers
+        self._beat = beat
         self._path = path
         self._log = structlog.get_logger().bind(part="control")
         self._stopped = False
@@ -71,6 +75,7 @@ class Control:
     def run(self) -> None:
         """Until `stop`. The network does not depend on it: where it cannot listen it tries again."""
         while not self._stopped:
+            self._beat()
             if not self._in_place():
                 self._error = self._listen()
                 if self._error and self._error != self._told:

@@ -1,167 +1,34 @@
-"""The health server: `/healthz` and `/readyz` over HTTP, for whoever watches over the daemon."""
+"""`/healthz` and `/readyz`: the first line is flannel's, and a line for each named check follows."""
 
 from __future__ import annotations
 
-import os
-import select
-import socket
-import socketserver
-import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
-import structlog
-
-from flanneld_py.errors import HostError
-
-TIMEOUT = 5.0
-"""Seconds that a client may keep us waiting for its next byte."""
-MOST_CLIENTS = 16
-"""The oldest makes room for the next."""
-LONGEST_BODY = 1 << 16
-RETRY_MILLISECONDS = 1000
-
-Trouble = Callable[[], str]
-"""What is wrong, in a line; empty: nothing."""
+from flanneld_py.daemon.checks import Check, is_ready, live_checks, ready_checks
+from flanneld_py.daemon.httpserver import Answer, Page
+from flanneld_py.daemon.inbox import Inbox, boottime
+from flanneld_py.daemon.status import Process
 
 
-class Health:
-    """A listening socket; `run` is the body of its thread."""
+def health_pages(inbox: Inbox, process: Process, look: Callable[[], None]) -> dict[str, Page]:
+    """The pages of the health server; `look` offers what no event tells of.
 
-    def __init__(self, ip: str, port: int, *, dead: Trouble, unready: Trouble) -> None:
-        """Listen.
+    `/healthz` fails when starting afresh may help, which an etcd that is away never is a reason for.
+    """
 
-        Args:
-            ip: address to listen on.
-            port: TCP port.
-            dead: why the process should be started afresh.
-            unready: why containers should not be started here yet.
+    def alive(_accept: str) -> Answer:
+        return _answer(live_checks(process.hanging()), "running", "running well")
 
-        Raises:
-            HostError: that address cannot be listened on.
-        """
-        try:
-            self._server = _Server(ip, port, {"/healthz": dead, "/readyz": unready})
-        except OSError as error:
-            raise HostError(
-                f"--healthz-ip {ip}, --healthz-port {port}: cannot listen there: {error.strerror}; choose "
-                "another, or stop what uses it"
-            ) from error
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._stopped = False
+    def ready(_accept: str) -> Answer:
+        look()
+        return _answer(ready_checks(inbox.levels, boottime(), process.hanging()), "ready", "ready yet")
 
-    def run(self) -> None:
-        """Until `stop`."""
-        poll = select.poll()
-        poll.register(self._server.socket, select.POLLIN)
-        poll.register(self._wake, select.POLLIN)
-        while not self._stopped:
-            poll.poll()
-            if not self._stopped and not self._server.take():
-                # EMFILE and its like, at which the socket stays readable: that would be a busy loop.
-                select.select([self._wake], [], [], RETRY_MILLISECONDS / 1000)
-        self._server.server_close()
-
-    def stop(self) -> None:
-        self._stopped = True
-        os.eventfd_write(self._wake, 1)
+    return {"/healthz": alive, "/readyz": ready}
 
 
-class _Server(ThreadingHTTPServer):
-    """A thread for each connection, of which there are few at a time."""
-
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = MOST_CLIENTS
-    timeout = 0
-
-    def __init__(self, ip: str, port: int, troubles: dict[str, Trouble]) -> None:
-        self.address_family = socket.AF_INET6 if ":" in ip else socket.AF_INET
-        self.troubles = troubles
-        self._clients: dict[int, socket.socket] = {}
-        self._lock = threading.Lock()
-        self._refused = False
-        super().__init__((ip, port), _Handler)
-        self.socket.setblocking(False)
-
-    def server_bind(self) -> None:
-        """Unlike HTTPServer's, it asks no name server for our name."""
-        socketserver.TCPServer.server_bind(self)
-
-    def take(self) -> bool:
-        """Take a connection; whether there was one to be had."""
-        self._refused = False
-        self.handle_request()
-        return not self._refused
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        try:
-            connection, client = super().get_request()
-        except (BlockingIOError, ConnectionAbortedError):
-            raise
-        except OSError:
-            self._refused = True
-            raise
-        with self._lock:
-            if len(self._clients) >= MOST_CLIENTS:
-                with suppress(OSError):
-                    next(iter(self._clients.values())).shutdown(socket.SHUT_RDWR)
-            self._clients[connection.fileno()] = connection
-        return connection, client
-
-    def close_request(self, request: Any) -> None:
-        with self._lock:
-            self._clients.pop(request.fileno(), None)
-        super().close_request(request)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base's names
-        """A client that went away, or no thread to be had: nobody else is concerned."""
-        structlog.get_logger().debug("health_client_lost", part="health", exc_info=True)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """One request a connection (HTTP/1.0), any method."""
-
-    server: _Server
-    timeout = TIMEOUT
-    server_version, sys_version = "flanneld-py", ""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("do_"):
-            return self._answer
-        raise AttributeError(name)
-
-    def _answer(self) -> None:
-        trouble = self.server.troubles.get(self.path.partition("?")[0])
-        if trouble is None:
-            self._reply(HTTPStatus.NOT_FOUND, "404 page not found; there are /healthz and /readyz")
-            return
-        reason = trouble()
-        is_health = self.path.startswith("/healthz")
-        state = "running" if is_health else "ready"
-        if reason:
-            not_yet = "not running well" if is_health else "not ready yet"
-            self._reply(HTTPStatus.SERVICE_UNAVAILABLE, f"flanneld is {not_yet}: {reason}")
-        else:
-            self._reply(HTTPStatus.OK, f"flanneld is {state}")
-
-    def _reply(self, status: HTTPStatus, text: str) -> None:
-        body = text.encode(errors="backslashreplace")
-        self.send_response(status)
-        self.send_header("Content-Type", "text/plain; charset=utf-8")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-        self._drain()
-
-    def _drain(self) -> None:
-        """Read the request's body: closing with some of it unread would cost the answer."""
-        with suppress(OSError, ValueError):
-            self.rfile.read(min(int(self.headers.get("Content-Length", 0)), LONGEST_BODY))
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base's name
-        """Nothing: a probe every few seconds is no news."""
+def _answer(checks: Sequence[Check], well: str, not_so: str) -> Answer:
+    now, good = boottime(), is_ready(checks)
+    lines = [f"flanneld is {well if good else f'not {not_so}'}", *(check.line(now) for check in checks)]
+    body = "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
+    return Answer(HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE, body)

@@ -12,6 +12,7 @@ from flanneld_py.core.ifselect import address_of
 from flanneld_py.core.pace import TokenBucket
 from flanneld_py.daemon.checksums import EVERY, ChecksumWatch
 from flanneld_py.daemon.firstchoice import Before, FirstChoice
+from flanneld_py.daemon.heartbeats import BEAT_EVERY
 from flanneld_py.daemon.identity import Identity
 from flanneld_py.daemon.inbox import Inbox, Problem, boottime
 from flanneld_py.daemon.target import Target
@@ -70,19 +71,20 @@ def host_of(facts: HostFacts, wanted: Wanted, choice: FirstChoice) -> Host:
     """
     external = _external(facts, wanted, choice.towards)
     own = {link.name for link in facts.links if link.kind == "vxlan"}
-    foreign = [
-        entry.address
+    foreign = {
+        entry.address: link.name
         for link in facts.links
         if link.name not in own
         for entry in link.addresses
         if entry.scope == "global"
-    ]
+    }
     return Host(
         node_id=wanted.identity.node_id,
         mac_seed=wanted.identity.mac_seed,
         prefix=wanted.prefix,
         external=external,
         local_addresses=frozenset(address.ip for address in foreign),
+        devices={address.ip: name for address, name in foreign.items()},
         local_networks=tuple(dict.fromkeys(address.network for address in foreign)),
         macs={link.name: link.mac for link in facts.links if link.kind == "vxlan"},
         ipv6=facts.ipv6,
@@ -227,7 +229,8 @@ class HostWatch:
     def run(self) -> None:
         """Until the monitor is closed."""
         while not self._inbox.stopped:
-            often = EVERY if self._watches_checksums else None
+            self._inbox.beat()
+            often = EVERY if self._watches_checksums else BEAT_EVERY
             heard = self._monitor.wait(RETRY if self._must_reread else often)
             if not self._inbox.stopped:
                 self._take(heard or Heard())

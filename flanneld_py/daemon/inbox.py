@@ -12,7 +12,10 @@ from typing import Any, Literal
 
 from flanneld_py.backends.base import Backend
 from flanneld_py.core.admit import Peers
+from flanneld_py.daemon.counts import Counts
+from flanneld_py.daemon.heartbeats import BEAT_EVERY, Heartbeats
 from flanneld_py.model import Host, IPNetwork, NetworkConfig, OwnLease, Snapshot
+from flanneld_py.packetfilter import ChainKey
 
 
 def boottime() -> float:
@@ -50,6 +53,8 @@ class RegistryState:
     endpoint: str | None = None
     error: str | None = None
     since: str = field(default_factory=utc_now, compare=False)
+    began: float = field(default_factory=boottime, compare=False)
+    """`since` on the clock of `boottime`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,12 @@ class LeaseState:
     state: Literal["none", "waiting", "held", "conflict", "lost"] = "none"
     own: OwnLease | None = None
     problem: Problem | None = None
+    ends: float | None = None
+    """When etcd ends it unless it is renewed, by `boottime`; None: never, or it is not held."""
+
+    def renewed(self, now: float) -> LeaseState:
+        """The same just after a renewal."""
+        return replace(self, ends=now + self.own.ttl if self.own is not None and self.own.ttl else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +80,8 @@ class Report:
     mtu: int | None = None
     devices: frozenset[str] = frozenset()
     """The devices that our rows hang on."""
+    own_links: frozenset[str] = frozenset()
+    """Of these, the ones we made."""
     offloads: Mapping[str, bool] = field(default_factory=dict)
     """Device → whether its checksum offload shall be on; the others are left as they are."""
     peers: Peers = field(default_factory=Peers)
@@ -81,6 +94,14 @@ class Report:
     failed: tuple[tuple[str, str], ...] = ()
     """(op, error) of what could not be done and is retried."""
     failing_since: str = ""
+    failing: Mapping[str, int] = field(default_factory=dict)
+    """Table → rows that are not as they should be."""
+    failing_from: float | None = None
+    """Since when there have been such rows, or no pass at all succeeded, by `boottime`; None: all is well."""
+    rows: Mapping[str, int] = field(default_factory=dict)
+    """Table → rows of ours, as read back."""
+    subnet_env: str = ""
+    """What stands in the subnet file if nobody else has written there."""
     peers_left_out_since: str = ""
     problem: Problem | None = None
 
@@ -95,7 +116,12 @@ class Levels:
     registry: RegistryState = field(default_factory=RegistryState)
     host: Host | None = None  # host-watch
     host_problem: Problem | None = None
+    subnet_file_problem: Problem | None = None  # publisher
+    overlap_problem: Problem | None = None  # publisher
     checksum_problem: Problem | None = None
+    filter_problem: Problem | None = None  # filter-watch
+    accept_in: tuple[ChainKey, ...] | None = ()
+    """Of the chains that are to accept the overlay's traffic those that are there; None: not known yet."""
     kernel_changes: int = 0
     """Counts the changes somebody else made to what is ours."""
     lease: LeaseState = field(default_factory=LeaseState)  # lease-keeper
@@ -111,9 +137,14 @@ class Levels:
 
 
 class Inbox:
-    """A condition over `Levels`: ten thousand offers while a reader is busy are one wake-up."""
+    """A condition over `Levels`: ten thousand offers while a reader is busy are one wake-up.
 
-    def __init__(self) -> None:
+    Who waits here beats under the name of his thread, and so shows that he does not hang elsewhere.
+    """
+
+    def __init__(self, heartbeats: Heartbeats | None = None) -> None:
+        self._heartbeats = heartbeats or Heartbeats()
+        self.counts = Counts()
         self._condition = threading.Condition()
         self._levels = Levels()
         self._version = 0
@@ -157,7 +188,8 @@ class Inbox:
                 left = None if until is None else until - boottime()
                 if left is not None and left <= 0:
                     break
-                self._condition.wait(left)
+                self._wait(left)
+            self.beat()
             return self._version, self._levels
 
     def pause(self, seconds: float) -> None:
@@ -165,7 +197,11 @@ class Inbox:
         end = boottime() + seconds
         with self._condition:
             while not self._stopped and (left := end - boottime()) > 0:
-                self._condition.wait(left)
+                self._wait(left)
+
+    def beat(self) -> None:
+        """The calling thread turns; for one that waits on something else."""
+        self._heartbeats.beat(threading.current_thread().name)
 
     def poke(self) -> None:
         """Wake all readers without a new value."""
@@ -176,6 +212,10 @@ class Inbox:
         with self._condition:
             self._stopped = True
             self._wake()
+
+    def _wait(self, seconds: float | None) -> None:
+        self.beat()
+        self._condition.wait(BEAT_EVERY if seconds is None else min(seconds, BEAT_EVERY))
 
     def _wake(self) -> None:
         self._version += 1

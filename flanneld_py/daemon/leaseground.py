@@ -29,8 +29,8 @@ class Ground(NamedTuple):
 
     @property
     def settled(self) -> bool:
-        """With our record in place and nobody in our way, others' are no reason to decide again."""
-        return self.stands and self.lease.state != "conflict"
+        """With the record that we want in place and nobody in our way, others' do not matter."""
+        return self.stands and self.lease.state not in ("conflict", "waiting")
 
 
 def stands(lease: LeaseState, snapshot: Snapshot | None) -> bool:

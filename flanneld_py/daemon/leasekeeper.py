@@ -33,6 +33,7 @@ from flanneld_py.daemon.inbox import Inbox, LeaseState, Levels, Problem, boottim
 from flanneld_py.daemon.leasefile import LeaseFile
 from flanneld_py.daemon.leaseground import Awaited, Ground, LastRun, complete_wish, ground_of, stands
 from flanneld_py.daemon.leaseputs import PutSchedule
+from flanneld_py.daemon.leaserenewal import renew
 from flanneld_py.drivers.etcd import EtcdRegistry
 from flanneld_py.errors import FlanneldError, LeaseGone, LeaseLost, RecordError, RegistryError
 from flanneld_py.model import Entry, OwnLease, PerFamily, Record
@@ -195,8 +196,9 @@ class LeaseKeeper:
             case Conflict(record, reason, fix):
                 self._offer(LeaseState("conflict", problem=Problem("lease-conflict", reason, fix)))
                 self._probe(record)
-            case Wait(reason, fix):
-                self._offer(LeaseState("waiting", problem=Problem("lease-waiting", reason, fix)))
+            case Wait(reason, fix, record):
+                own = self._hold_on(record, ground) if record is not None else None
+                self._offer(LeaseState("waiting", own, Problem("lease-waiting", reason, fix)))
             case End(reason, fix):
                 raise LeaseLost(f"{reason}; {fix}")
 
@@ -305,10 +307,24 @@ class LeaseKeeper:
         self._renewed(own)
         self._last = self._last.then(record, ground.host.external.mac)
         self._silent = {}
-        self._offer(LeaseState("held", own))
+        self._offer(LeaseState("held", own).renewed(self._renewed_at))
         self._file.save(record, ground, self._puts.due)
         if held is None or held.record.key != record.key:
             self._log.info("lease_held", key=record.key, ttl=own.ttl)
+
+    def _hold_on(self, record: Record, ground: Ground) -> OwnLease | None:
+        """Keep a record of ours from ending that is to make way for another one; None: we have it no more."""
+        own = ground.lease.own
+        if own is not None and own.record is record:
+            return own
+        if record.node_id != ground.host.node_id:
+            return None  # Go flannel's of this host, which we have not taken over
+        ttl = self._registry.keep_alive(record.etcd_lease) if record.etcd_lease else 0
+        if record.etcd_lease and ttl <= 0:
+            return None
+        own = OwnLease(record, ttl)
+        self._renewed(own)
+        return own
 
     def _change_ttl(self, record: Record, ttl: int) -> bool:
         """Move the record to an etcd lease with the TTL that is wanted now; False: etcd grants no other."""
@@ -334,8 +350,9 @@ class LeaseKeeper:
         own = levels.lease.own
         if own is None or not stands(levels.lease, levels.snapshot):
             self._renew_at = None
-        elif self._registry.keep_alive(own.record.etcd_lease) > 0:
+        elif renew(self._registry, own.record.etcd_lease, self._inbox.counts):
             self._renewed(own)
+            self._offer(levels.lease.renewed(self._renewed_at))
         else:
             self._log.warning("lease_expired", key=own.record.key)
             self._renew_at = None
@@ -409,6 +426,8 @@ class LeaseKeeper:
             self._log.warning(problem.code.replace("-", "_"), reason=problem.reason, fix=problem.fix)
         # What was held stays in force in the data plane until something else is held.
         fresh = replace(fresh, own=fresh.own or last.own)
+        if fresh.state == "conflict" != last.state:
+            self._inbox.counts.add("lease_conflicts")
         if fresh != last:
             self._inbox.offer(lease=fresh)
 

@@ -1,10 +1,19 @@
-"""sd_notify(3): telling systemd that we are ready and what we are doing."""
+"""sd_notify(3): telling systemd that we are ready, what we are doing, and that we do not hang."""
 
 from __future__ import annotations
 
 import os
 import socket
 from contextlib import suppress
+
+import structlog
+
+from flanneld_py.daemon.heartbeats import Heartbeats
+
+LONGEST_INTERVAL = 10.0
+"""Seconds between two signs of life, whatever systemd asks for."""
+STARTING_SECONDS = 60.0
+"""How much longer the start may take: it may wait for etcd, with no end, but not hang."""
 
 
 class Notifier:
@@ -14,9 +23,11 @@ class Notifier:
         address = os.environ.get("NOTIFY_SOCKET", "")
         # "@" stands for the NUL byte of an abstract socket.
         self._address = "\0" + address[1:] if address.startswith("@") else address
+        self.said_ready = False
 
     def send(self, **fields: str) -> None:
         """`send(READY="1", STATUS="…")`. A manager that went away is no reason to fail, nor is a limit."""
+        self.said_ready = self.said_ready or "READY" in fields
         if not self._address:
             return
         message = "\n".join(f"{name}={value}" for name, value in fields.items())
@@ -26,3 +37,41 @@ class Notifier:
         ):
             sock.setblocking(False)
             sock.sendto(message.encode(errors="backslashreplace"), self._address)
+
+    def send_reloaded(self, now: float) -> None:
+        """A reload, which only begins something, is over at once; `now` by time.monotonic()."""
+        if self.said_ready:  # READY before its time would start what waits for it
+            self.send(RELOADING="1", MONOTONIC_USEC=str(round(now * 1e6)))
+            self.send(READY="1")
+
+
+class Watchdog:
+    """Tells systemd that the threads turn, as long as all do; what then ends us is its watchdog."""
+
+    def __init__(self, notifier: Notifier, heartbeats: Heartbeats) -> None:
+        self._notifier = notifier
+        self._heartbeats = heartbeats
+        self._log = structlog.get_logger().bind(part="watchdog")
+        self._late: list[str] = []
+        self.interval = watchdog_interval(os.environ.get("WATCHDOG_USEC", ""))
+        """Seconds between two calls of `feed`."""
+
+    def feed(self, now: float) -> None:
+        """Say so if all threads beat in time; `now` by time.monotonic()."""
+        late = self._heartbeats.late(now)
+        if late and late != self._late:
+            self._log.error("thread_hangs", threads=late)
+        self._late = late
+        if late:
+            return
+        if self._notifier.said_ready:
+            self._notifier.send(WATCHDOG="1")
+        else:
+            microseconds = round(STARTING_SECONDS * 1e6)
+            self._notifier.send(WATCHDOG="1", EXTEND_TIMEOUT_USEC=str(microseconds))
+
+
+def watchdog_interval(watchdog_usec: str) -> float:
+    """Seconds: half of what $WATCHDOG_USEC allows, as sd_watchdog_enabled(3) advises."""
+    allowed = int(watchdog_usec) / 1e6 if watchdog_usec.isdecimal() else 0.0
+    return min(allowed / 2, LONGEST_INTERVAL) if allowed else LONGEST_INTERVAL

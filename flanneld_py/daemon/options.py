@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flanneld_py.core.leasepolicy import LeasePolicy
+from flanneld_py.core.rules import Wish
 from flanneld_py.drivers.etcd import EtcdSettings
 
 
@@ -27,9 +28,13 @@ class Options:
     """Seconds for which peers stay when etcd lost its data."""
     blackhole: bool = False
     """Whether packets to addresses of our own subnet that nobody has are dropped here."""
+    wish: Wish = field(default_factory=Wish)
+    """Which packet-filter rules there are to be."""
     healthz_ip: str = "0.0.0.0"  # noqa: S104 - flannel's default, and off unless a port is given
     healthz_port: int = 0
     """0 or less: no health server."""
+    metrics: tuple[str, int] | None = None
+    """IP address and port of /metrics; None: there is none."""
 
     @property
     def state_file(self) -> Path:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, get_args
 
 import structlog
 
@@ -24,9 +24,13 @@ from flanneld_py.model import Op, Outcome, State, Table, Verb
 
 ROUNDS = 5
 """Within one pass: the kernel cascades (a link going down takes its routes along), so read and plan again."""
-BURST, PER_SECOND = 10, 5.0
+BURST, PER_SECOND = 10, 10.0
+"""Of passes: firewalls that reload five times a second must not outrun the repair."""
 READ_BACK_SMALL, READ_BACK_LARGE, SMALL_STATE = 60.0, 600.0, 1000
 """Seconds between read-backs when nothing was heard, up to this many routes and above."""
+TABLES: tuple[Table, ...] = get_args(Table)
+READ_AGAIN = ("links", "rules")
+"""Tables whose writing does more than the ops say, or is done by a tool that has its own mind."""
 SHOWN = 5
 """Ops named in a log line."""
 
@@ -46,6 +50,8 @@ class _Memory:
     read_back_at: float = 0.0
     ops: Counter[str] = field(default_factory=Counter)
     repaired: Counter[str] = field(default_factory=Counter)
+    failing: Counter[str] = field(default_factory=Counter)
+    """Table → rows that are not as they should be, after the last pass."""
 
 
 class Reconciler:
@@ -122,6 +128,7 @@ class Reconciler:
                 raise  # nothing depends on this process yet, and who set it up is there to see it
             memory.actual, memory.settled = None, False
             memory.read_back_at = boottime() + 1.0
+            self._inbox.counts.add("reconcile_failures", "all")
             self._fail(Problem("reconcile-failed", str(error), ""))
             return
         self._count(outcomes, inputs, target, boottime() - started)
@@ -146,10 +153,18 @@ class Reconciler:
         snapshot, own = inputs.snapshot, inputs.own.record.key
         if memory.inputs is not None:
             last = memory.inputs.snapshot
-            return departures(memory.departed, last, snapshot, own, now, settings.wipe_grace)
+            return departures(memory.departed, last, snapshot, self._peers(), now, settings.wipe_grace)
         if settings.last_peers is not None:
             return departures_since(settings.last_peers, snapshot, own, now, settings.wipe_grace)
         return Departures()
+
+    def _peers(self) -> Collection[str]:
+        """Keys of the records that were peers at the last pass."""
+        memory = self._memory
+        if memory.target is not None:
+            return {record.key for record in memory.target.peers.accepted}
+        # That pass failed early: rather keep too much.
+        return memory.inputs.snapshot.records.keys() - {memory.inputs.own.record.key} if memory.inputs else ()
 
     def _log_hold(self, last: Departures, fresh: Departures) -> None:
         """Say when a wipe is held off, and when that is over."""
@@ -211,14 +226,18 @@ class Reconciler:
                 self._retry.succeeded(_retry_key(op))
             else:
                 self._retry.failed(_retry_key(op), now)
-        if any(error is not None or op.table == "links" for op, error in outcomes):
+        if any(error is not None or op.table in READ_AGAIN for op, error in outcomes):
             self._memory.actual = None
         else:
             self._memory.actual = apply_all(actual, [op for op, _ in outcomes])
         return outcomes
 
     def _count(self, outcomes: Sequence[Outcome], inputs: Inputs, target: Target, seconds: float) -> None:
-        memory = self._memory
+        memory, counts = self._memory, self._inbox.counts
+        counts.took("reconcile", seconds)
+        for op, error in outcomes:
+            if error is not None:
+                counts.add("reconcile_failures", op.table)
         done = [op for op, error in outcomes if error is None]
         failed = {op: error for op, error in outcomes if error is not None}
         memory.ops.update(op.verb for op in done)
@@ -242,6 +261,7 @@ class Reconciler:
         memory = self._memory
         left = plan(target.state, memory.actual) if memory.actual is not None else list(failed)
         memory.settled = memory.settled or not left
+        memory.failing = Counter(op.table for op in left)
         known = dict(self._inbox.levels.report.failed)
         rows = tuple(
             (text := describe(op), failed.get(op) or known.get(text, "not tried yet")) for op in left
@@ -258,6 +278,10 @@ class Reconciler:
         self._doubtful.tell(target.peers.doubtful)
         actual = memory.actual.files if memory.actual is not None else {}
         path = self._settings.subnet_file
+        left_out = bool(target.peers.rejected or (memory.inputs and memory.inputs.snapshot.bad))
+        rows: Mapping[str, int] = last.rows
+        if memory.actual is not None:
+            rows = {table: len(memory.actual.table(table)) for table in TABLES}
         self._inbox.offer(
             report=Report(
                 passes=last.passes + 1,
@@ -265,24 +289,28 @@ class Reconciler:
                 subnet_file_written=last.subnet_file_written or actual.get(path) == target.state.files[path],
                 mtu=target.mtu,
                 devices=target.devices,
+                own_links=frozenset(target.state.links),
                 offloads=target.state.offloads,
                 peers=target.peers,
                 held=len(memory.departed.held),
                 repaired=dict(memory.repaired),
                 ops=dict(memory.ops),
                 failed=failed,
-                peers_left_out_since=(last.peers_left_out_since or utc_now())
-                if target.peers.rejected
-                else "",
+                peers_left_out_since=(last.peers_left_out_since or utc_now()) if left_out else "",
                 failing_since=(last.failing_since or utc_now()) if failed else "",
+                failing=dict(memory.failing),
+                failing_from=_since(last) if failed else None,
+                rows=rows,
+                subnet_env=target.state.files[path],
             )
         )
 
     def _fail(self, problem: Problem) -> None:
         last = self._inbox.levels.report
-        if problem != last.problem:
-            self._log.error("reconcile_failed", reason=problem.reason)
-        self._inbox.offer(report=replace(last, in_sync=False, problem=problem))
+        if problem == last.problem:
+            return
+        self._log.error("reconcile_failed", reason=problem.reason)
+        self._inbox.offer(report=replace(last, in_sync=False, problem=problem, failing_from=_since(last)))
 
     def _answer(self, levels: Levels) -> None:
         while True:
@@ -303,6 +331,11 @@ class Reconciler:
             return []
         target = self._target(inputs, self._departed(inputs))
         return [describe(op) for op in plan(target.state, self._executor.observe(target.scope))]
+
+
+def _since(last: Report) -> float:
+    """Since when something fails, given that it does now."""
+    return boottime() if last.failing_from is None else last.failing_from
 
 
 def _read_back_after(state: State) -> float:

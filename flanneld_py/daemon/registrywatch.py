@@ -40,6 +40,7 @@ class RegistryWatch:
         self._snapshot = Snapshot(revision=0, cluster_id=0)
         self._history = History()
         self._must_list = True
+        self._list_because = "start"
         self._replaced = False
         """The next listing is of another history than the snapshot."""
         self._distrusted_at = -DISTRUST_AT_MOST_EVERY
@@ -52,6 +53,7 @@ class RegistryWatch:
             Refused: at the first contact: who wrote the flags or made the certificates is there to see it.
         """
         while not self._inbox.stopped:
+            self._inbox.beat()
             try:
                 resumed = not self._must_list
                 if not resumed:
@@ -60,6 +62,7 @@ class RegistryWatch:
             except Compacted as error:
                 self._log.info("registry_relist", reason=str(error))
                 self._must_list = True
+                self._list_because = "replaced" if isinstance(error, Replaced) else "compacted"
                 self._replaced = self._replaced or isinstance(error, Replaced)
                 self._backoff.reset()  # etcd has answered: what grew while it was away counts no more
                 self._inbox.pause(self._backoff.delay(random.random()))  # noqa: S311 - jitter
@@ -87,7 +90,7 @@ class RegistryWatch:
             if boottime() < self._distrusted_at + DISTRUST_AT_MOST_EVERY:
                 return
             self._distrusted_at = boottime()
-            self._must_list = True
+            self._must_list, self._list_because = True, "distrust"
             if self._stream is not None:
                 self._stream.cancel()
         self._log.info("registry_relist", reason="etcd and what we know of it disagree")
@@ -104,6 +107,7 @@ class RegistryWatch:
 
     def _follow(self, resumed: bool) -> None:
         """Fold events until the stream ends or a full list is due."""
+        self._inbox.beat()
         known = self._snapshot
         stream = self._registry.watch(known.revision, known.cluster_id, resumed=resumed)
         with self._lock:
@@ -116,12 +120,13 @@ class RegistryWatch:
                 return
             self._offer_state(RegistryState("in sync", self._registry.endpoint))
             for changes in stream:
+                self._inbox.beat()
                 self._found()
                 self._take_changes(changes)
                 if self._inbox.stopped:
                     return
                 if boottime() >= relist_at:
-                    self._must_list = True
+                    self._must_list, self._list_because = True, "timer"
                     return
             if stream.outdated:
                 self._log.info("registry_reconnect", reason="other TLS files")
@@ -142,6 +147,7 @@ class RegistryWatch:
             )
 
     def _take_listing(self, listing: Listing) -> None:
+        self._inbox.counts.add("registry_resyncs", self._list_because)
         self._history.begin(listing)
         self._config.take(config_entry(listing))
         self._take_snapshot(snapshot(listing, self._snapshot, replaced=self._replaced))
@@ -151,6 +157,7 @@ class RegistryWatch:
     def _take_changes(self, changes: Changes) -> None:
         self._history.extend(changes)
         for change in changes.changes:
+            self._inbox.counts.add("events", "delete" if change.entry is None else "put")
             if change.key == CONFIG_KEY:
                 self._config.take(change.entry)
         fresh = fold(self._snapshot, changes)
@@ -182,10 +189,12 @@ class RegistryWatch:
     def _offer_state(self, fresh: RegistryState) -> None:
         """Offer and log changes only: an outage of a day is one line, not one per attempt."""
         last = self._inbox.levels.registry
+        if fresh.state == "in sync":
+            self._inbox.counts.synced()
         if fresh == last:
             return
         if fresh.state == last.state:
-            fresh = replace(fresh, since=last.since)
+            fresh = replace(fresh, since=last.since, began=last.began)
         elif fresh.state == "in sync":
             self._log.info("registry_in_sync", endpoint=fresh.endpoint)
         else:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,12 +18,15 @@ import structlog
 from flanneld_py import __version__
 from flanneld_py.core.hostfiles import parse_subnet_env, socket_path, status_path
 from flanneld_py.core.lastpeers import parse_peers
+from flanneld_py.core.rules import names_of
 from flanneld_py.core.statefile import SavedState, parse_state
 from flanneld_py.daemon.configwatch import ConfigWatch
 from flanneld_py.daemon.control import Control
+from flanneld_py.daemon.endpoints import http_servers
 from flanneld_py.daemon.execute import Executor
+from flanneld_py.daemon.filterwatch import FilterWatch
 from flanneld_py.daemon.firstchoice import Before
-from flanneld_py.daemon.health import Health
+from flanneld_py.daemon.heartbeats import Heartbeats
 from flanneld_py.daemon.hostwatch import HostWatch, Wanted, follow
 from flanneld_py.daemon.identity import Identity, identity_of
 from flanneld_py.daemon.inbox import Inbox, boottime
@@ -31,21 +34,25 @@ from flanneld_py.daemon.leasefile import LeaseFile
 from flanneld_py.daemon.leaseground import LastRun
 from flanneld_py.daemon.leasekeeper import LeaseKeeper
 from flanneld_py.daemon.lock import Locks
-from flanneld_py.daemon.notify import Notifier
+from flanneld_py.daemon.notify import Notifier, Watchdog
 from flanneld_py.daemon.oldfiles import read_regular
 from flanneld_py.daemon.options import Options
+from flanneld_py.daemon.overlap import OverlapWatch
 from flanneld_py.daemon.peermemory import PeerMemory
 from flanneld_py.daemon.publisher import Publisher
 from flanneld_py.daemon.reconciler import Reconciler
 from flanneld_py.daemon.registrywatch import RegistryWatch
-from flanneld_py.daemon.status import Process, compose, compose_peers, is_ready, one_line
-from flanneld_py.daemon.target import Settings
+from flanneld_py.daemon.status import Process, compose, compose_peers
+from flanneld_py.daemon.subnetfile import SubnetFileWatch
+from flanneld_py.daemon.target import Settings, Target
 from flanneld_py.drivers.blackholes import Blackholes
 from flanneld_py.drivers.etcd import EtcdRegistry
 from flanneld_py.drivers.files import HostFiles
+from flanneld_py.drivers.filtertools import Tools, find_tools
 from flanneld_py.drivers.kernel import KernelLinks
 from flanneld_py.drivers.monitor import Monitor
 from flanneld_py.drivers.offloads import Offloads
+from flanneld_py.drivers.packetrules import PacketRules
 from flanneld_py.drivers.rtnetlink import RtnetlinkTables
 from flanneld_py.errors import FlanneldError, HostError
 from flanneld_py.model import IPNetwork
@@ -75,10 +82,6 @@ class LastTime:
     mac_seed: str = ""
     subnet_file: bool = False
 
-    @property
-    def subnets(self) -> tuple[IPNetwork, ...]:
-        return tuple(net for subnets in self.run.previous for net in subnets.values())
-
 
 def last_time(options: Options) -> LastTime:
     """Read the state file and the old subnet.env; what is missing or damaged counts as empty."""
@@ -94,13 +97,15 @@ def last_time(options: Options) -> LastTime:
     )
 
 
-def settings_of(options: Options, last: LastTime) -> Settings:
+def settings_of(options: Options, last: LastTime, tools: Tools) -> Settings:
     """What the reconciler is told once and for all."""
     prefix = options.etcd.prefix
     return Settings(
         prefix,
         str(options.subnet_file),
         blackhole=options.blackhole,
+        wish=replace(options.wish, fully_random=options.wish.fully_random and tools.random_fully),
+        tools=tools,
         known_networks=last.networks,
         wipe_grace=options.wipe_grace,
         last_peers=parse_peers(_old_text(options.peers_file), prefix),
@@ -168,7 +173,7 @@ class Daemon:
             HostError, UsageError: this host or the command line makes a start pointless.
             OSError: this process has reached a limit.
         """
-        # Blocked before any thread is started, so that only sigwait in `run` takes them.
+        # Blocked before any thread is started, so that only the main thread in `run` takes them.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         require_net_admin()
         require_directory(options.subnet_file)
@@ -178,46 +183,63 @@ class Daemon:
         self._locks = Locks(prefix, options.state_dir, options.subnet_file)
         last = last_time(options)
         identity = identity_of(options.node_id, options.state_dir, last.mac_seed)
-        self._inbox = Inbox()
+        self._heartbeats = Heartbeats()
+        self._inbox = Inbox(self._heartbeats)
         self._notifier = Notifier()
-        self._registry = EtcdRegistry(options.etcd)
+        self._watchdog = Watchdog(self._notifier, self._heartbeats)
+        self._registry = EtcdRegistry(options.etcd, partial(self._inbox.counts.took, "registry_request"))
+        settings, names = settings_of(options, last, find_tools()), names_of(prefix)
+        self._filterwatch = FilterWatch(self._inbox, names, settings.wish)
         tables, links, blackholes = RtnetlinkTables(prefix), KernelLinks(prefix), Blackholes()
         self._monitor = Monitor(ignore_ports={*tables.port_ids, *links.port_ids, *blackholes.port_ids})
         self._reconciler = Reconciler(
-            Executor((links, tables, blackholes, Offloads(), HostFiles())),
-            settings_of(options, last),
+            Executor(
+                (links, tables, blackholes, Offloads(), PacketRules(names, settings.tools), HostFiles())
+            ),
+            settings,
             self._inbox,
-            partial(follow, self._monitor),
+            self._follow,
         )
         wanted = wanted_of(options, last, identity)
-        self._configwatch = ConfigWatch(prefix, self._inbox, lambda: self._registry.endpoint, last.subnets)
+        self._configwatch = ConfigWatch(prefix, self._inbox, lambda: self._registry.endpoint)
         self._registrywatch = RegistryWatch(self._registry, self._configwatch, self._inbox)
         self._hostwatch = HostWatch(self._monitor, wanted, self._inbox, self._registrywatch.reconnect)
         for level in ("network", "registry"):
             self._inbox.alarm(level, self._monitor.interrupt)
-        self._health = self._make_health(options)
+        for level in ("host", "lease", "report"):
+            self._inbox.alarm(level, self._filterwatch.interrupt)
+        self._filterwatch.begin()
+        self._threads: list[threading.Thread] = []
+        self._process = Process(os.getpid(), prefix, identity.node_id, self._hanging)
+        subnet_file = SubnetFileWatch(options.subnet_file, self._inbox)
+        self._servers = http_servers(options, self._inbox, self._process, subnet_file.look)
         self._hostwatch.begin()
         identity.changed = self._monitor.interrupt
-        self._leasekeeper = LeaseKeeper(
-            self._registry,
-            self._inbox,
-            identity,
-            last.run,
-            LeaseFile(options.state_file),
-            options.lease,
-            self._registrywatch.distrust,
-        )
+        self._leasekeeper = self._make_leasekeeper(options, identity, last.run)
         self._peermemory = PeerMemory(self._inbox, prefix, options.peers_file)
-        self._process = Process(os.getpid(), prefix, identity.node_id)
-        self._publisher = Publisher(
-            self._inbox, self._process, Path(status_path(str(options.subnet_file))), self._notifier
-        )
+        status_file = Path(status_path(str(options.subnet_file)))
+        looks = subnet_file.look, OverlapWatch(self._inbox).look
+        self._publisher = Publisher(self._inbox, self._process, status_file, self._notifier, *looks)
         self._control = self._make_control(options)
         self._failed = False
         self.ended_by: FlanneldError | None = None
         """Why it ended by itself, though it is no defect of ours."""
-        self._threads: list[threading.Thread] = []
         self._asked_to_stop = threading.Event()
+
+    def _follow(self, target: Target) -> None:
+        follow(self._monitor, target)
+        self._filterwatch.follow(target)
+
+    def _make_leasekeeper(self, options: Options, identity: Identity, last: LastRun) -> LeaseKeeper:
+        return LeaseKeeper(
+            self._registry,
+            self._inbox,
+            identity,
+            last,
+            LeaseFile(options.state_file),
+            options.lease,
+            self._registrywatch.distrust,
+        )
 
     def _make_control(self, options: Options) -> Control:
         return Control(
@@ -228,21 +250,13 @@ class Daemon:
                 "plan": self._reconciler.ask_plan,
                 "apply-config": self._configwatch.apply,
             },
+            self._inbox.beat,
         )
 
-    def _make_health(self, options: Options) -> Health | None:
-        if options.healthz_port <= 0:
-            return None
-        return Health(options.healthz_ip, options.healthz_port, dead=self._dead, unready=self._unready)
-
-    def _dead(self) -> str:
-        """Which thread is not there any more, if one is not."""
+    def _hanging(self) -> list[str]:
+        """The threads that do not turn: ended, or late."""
         ended = (thread.name for thread in self._threads if thread.ident and not thread.is_alive())
-        return next((f"thread {name} has ended" for name in ended), "")
-
-    def _unready(self) -> str:
-        levels = self._inbox.levels
-        return "" if is_ready(levels) else one_line(compose(levels, self._process))
+        return sorted({*ended, *self._heartbeats.late(time.monotonic())})
 
     def start(self) -> None:
         """Start the threads.
@@ -263,16 +277,17 @@ class Daemon:
             self._thread("registry-watch", self._registrywatch.run),
             self._thread("lease-keeper", self._leasekeeper.run),
             self._thread("host-watch", self._hostwatch.run),
+            self._thread("filter-watch", self._filterwatch.run),
             self._thread("reconciler", self._reconciler.run),
             self._thread("publisher", self._publisher.run),
             self._thread("peer-memory", self._peermemory.run),
             self._thread("control", self._control.run),
         ]
-        if self._health is not None:
-            self._threads.append(self._thread("health", self._health.run))
+        self._threads += [self._thread(name, server.run) for name, server in self._servers.items()]
         # Made now: at the end there may be no thread to be had.
         self._thread("last-resort", self._end_anyway).start()
         for thread in self._threads:
+            self._heartbeats.beat(thread.name)  # one that hangs in its very first step is late as well
             thread.start()
 
     def run(self) -> int:
@@ -302,12 +317,16 @@ class Daemon:
 
     def _wait_for_end(self) -> int:
         while True:
-            number = signal.sigwait(SIGNALS)
-            if number != signal.SIGHUP:
-                return number
+            self._watchdog.feed(time.monotonic())
+            received = signal.sigtimedwait(SIGNALS, self._watchdog.interval)
+            if received is None:
+                continue
+            if received.si_signo != signal.SIGHUP:
+                return received.si_signo
             self._log.info("resync", reason="SIGHUP")
             self._inbox.kernel_changed()
             self._control.check()
+            self._notifier.send_reloaded(time.monotonic())
 
     def _stop(self, number: int) -> None:
         self._log.info("stop", signal=signal.Signals(number).name)
@@ -319,9 +338,10 @@ class Daemon:
         with suppress(RuntimeError):  # no thread to be had: then the calls are abandoned
             self._thread("registry-close", self._registry.close).start()
         self._monitor.interrupt()
+        self._filterwatch.interrupt()
         self._control.stop()
-        if self._health is not None:
-            self._health.stop()
+        for server in self._servers.values():
+            server.stop()
         for thread in self._threads:
             thread.join(max(0.0, deadline - boottime()))
         late = [thread.name for thread in self._threads if thread.is_alive()]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
 from flanneld_py import __version__
-from flanneld_py.core.configchange import overlaps_of_host
+from flanneld_py.core.admit import OTHER_BACKEND, OUTSIDE
 from flanneld_py.core.records import shortened
-from flanneld_py.daemon.inbox import Levels, Problem
+from flanneld_py.daemon.checks import NEEDED_TO_START, is_ready, ready_checks
+from flanneld_py.daemon.inbox import Levels, Problem, boottime
 
 SHOWN_FAILURES = 20
 SHOWN_BAD = 50
+IF_GONE = "if it is gone, remove its record (flannelctl leases release)"
 WAITING = {
     "config-missing",
     "config-invalid",
@@ -31,10 +33,15 @@ class Process:
     pid: int
     prefix: str
     node_id: str
+    hanging: Callable[[], Collection[str]] = tuple
+    """Threads that do not turn."""
 
 
-def compose(levels: Levels, process: Process, *, stopped: bool = False) -> dict[str, Any]:
-    """The status object (docs/architecture.md, "Status")."""
+def compose(
+    levels: Levels, process: Process, *, stopped: bool = False, now: float | None = None
+) -> dict[str, Any]:
+    """The status object (docs/architecture.md, "Status"); `now` by `boottime`, None: at this moment."""
+    checks = ready_checks(levels, boottime() if now is None else now, () if stopped else process.hanging())
     problems = list(find_problems(levels))
     lease, host, report, network = levels.lease, levels.host, levels.report, levels.network
     record = lease.own.record if lease.own else None
@@ -42,7 +49,8 @@ def compose(levels: Levels, process: Process, *, stopped: bool = False) -> dict[
         "version": __version__,
         "pid": process.pid,
         "state": "stopped" if stopped else _state(levels, problems),
-        "ready": not stopped and is_ready(levels),
+        "ready": not stopped and is_ready(checks),
+        "checks": {check.name: {"ok": check.ok, "reason": check.reason} for check in checks},
         "prefix": process.prefix,
         "node_id": host.node_id if host else process.node_id,
         "backend": network.backend.type if network else None,
@@ -67,7 +75,10 @@ def compose(levels: Levels, process: Process, *, stopped: bool = False) -> dict[
             "reason": lease.problem.reason if lease.problem else None,
         },
         "registry": {
-            **asdict(levels.registry),
+            "state": levels.registry.state,
+            "endpoint": levels.registry.endpoint,
+            "error": levels.registry.error,
+            "since": levels.registry.since,
             "revision": levels.snapshot.revision if levels.snapshot else None,
         },
         "peers": {"count": len(report.peers.accepted), "held": report.held, **_bad(levels)},
@@ -98,8 +109,8 @@ def _bad(levels: Levels) -> dict[str, Any]:
     return {"bad": {shortened(key): shortened(reason) for key, reason in shown}, "bad_count": len(bad)}
 
 
-def is_ready(levels: Levels) -> bool:
-    """Whether containers may be started: subnet.env stands and the lease is ours."""
+def is_set_up(levels: Levels) -> bool:
+    """Whether containers can have been started: subnet.env was written, and nobody else has the lease."""
     return levels.report.subnet_file_written and levels.lease.state in ("held", "lost")
 
 
@@ -113,25 +124,20 @@ def find_problems(levels: Levels) -> Iterator[Problem]:
             else "correct the credentials or certificates given by the --etcd-* flags"
         )
         yield Problem(f"registry-{registry.state}", registry.error or "no answer", fix, registry.since)
-    yield from _overlaps(levels)
     for problem in (
+        levels.overlap_problem,
         levels.config_problem,
         levels.host_problem,
+        levels.subnet_file_problem,
         levels.checksum_problem,
+        levels.filter_problem,
         levels.lease.problem,
         levels.report.problem,
     ):
         if problem is not None:
             yield problem
-    rejected = levels.report.peers.rejected
-    if rejected:
-        key, reason = next(iter(rejected.items()))
-        yield Problem(
-            "peers-left-out",
-            f"{shortened(key)}: {shortened(reason)} ({len(rejected)} in all)",
-            "correct that host's configuration, or remove its record if it is gone",
-            levels.report.peers_left_out_since,
-        )
+    if levels.report.peers_left_out_since:
+        yield from _left_out(levels)
     if levels.report.failed:
         op, error = levels.report.failed[0]
         yield Problem(
@@ -142,19 +148,34 @@ def find_problems(levels: Levels) -> Iterator[Problem]:
         )
 
 
-def _overlaps(levels: Levels) -> Iterator[Problem]:
-    own = levels.lease.own
-    # Before the lease is known the bridge's address cannot be told from a stranger's.
-    if levels.network is None or levels.host is None or own is None:
+def _left_out(levels: Levels) -> Iterator[Problem]:
+    rejected = levels.report.peers.rejected
+    bad = levels.snapshot.bad if levels.snapshot else {}
+    left = {**rejected, **bad}
+    if not left:
         return
-    reasons = list(overlaps_of_host(levels.network.config, levels.host, own.record.subnets.values()))
-    if reasons:
-        yield Problem(
-            "config-overlaps-host",
-            f"{reasons[0]} ({len(reasons)} in all)" if len(reasons) > 1 else reasons[0],
-            "choose a Network that no host is part of (flannelctl config check), or renumber this host",
-            "",
-        )
+    key, reason = next(iter(left.items()))
+    if key in bad:
+        fix = "correct it, or delete it: flannelctl leases release --force"
+    elif OUTSIDE not in reason and not reason.startswith(OTHER_BACKEND):
+        fix = "correct that host's configuration, or remove its record if it is gone"
+    elif levels.config_problem is not None and levels.config_problem.code == "config-pending":
+        fix = f"if that host has taken over the config that is pending here: flannelctl config apply; {IF_GONE}"
+    else:
+        fix = f"take the stored config over there, too: flannelctl config apply on that host; {IF_GONE}"
+    since = levels.report.peers_left_out_since
+    yield Problem("peers-left-out", f"{shortened(key)}: {shortened(reason)} ({len(left)} in all)", fix, since)
+
+
+def may_start(status: dict[str, Any]) -> bool:
+    """Whether what needs subnet.env may be started, as READY tells systemd."""
+    return status["state"] != "stopped" and all(status["checks"][name]["ok"] for name in NEEDED_TO_START)
+
+
+def why_not_ready(status: dict[str, Any]) -> str:
+    """The checks that fail, in a line: `registry: unreachable: connection refused`."""
+    failing = (f"{name}: {check['reason']}" for name, check in status["checks"].items() if not check["ok"])
+    return "; ".join(failing)
 
 
 def one_line(status: dict[str, Any]) -> str:
@@ -174,7 +195,7 @@ def _state(levels: Levels, problems: list[Problem]) -> str:
     # Another host's record is a problem of the network, but no fault of this host's.
     problems = [problem for problem in problems if problem.code != "peers-left-out"]
     if not problems:
-        return "in sync" if levels.report.in_sync else "starting" if not is_ready(levels) else "working"
-    if not is_ready(levels):
+        return "in sync" if levels.report.in_sync else "starting" if not is_set_up(levels) else "working"
+    if not is_set_up(levels):
         return "waiting" if any(problem.code in WAITING for problem in problems) else "degraded"
     return "degraded"

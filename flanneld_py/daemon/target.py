@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from flanneld_py.core.admit import Peers, admit
 from flanneld_py.core.desired import desired, subnet_env
 from flanneld_py.core.linger import WIPE_GRACE
+from flanneld_py.core.rules import Wish, desired_rules, names_of
 from flanneld_py.core.subnetchoice import is_compatible
 from flanneld_py.daemon.inbox import Levels, Network
-from flanneld_py.model import Host, IPAddress, IPNetwork, OwnLease, Record, Scope, Snapshot, State
+from flanneld_py.drivers.filtertools import Tools
+from flanneld_py.model import (
+    Host,
+    IPAddress,
+    IPNetwork,
+    OwnLease,
+    Record,
+    Scope,
+    Snapshot,
+    State,
+)
+from flanneld_py.packetfilter import Chain, ChainKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +32,10 @@ class Settings:
 
     prefix: str
     subnet_file: str
-    ipmasq: bool = False
+    wish: Wish = field(default_factory=Wish)
+    """Which packet-filter rules there are to be."""
+    tools: Tools = field(default_factory=Tools)
+    """What writes them."""
     blackhole: bool = False
     """Whether packets to addresses of our own subnet that no pod has are to be dropped here."""
     known_networks: tuple[IPNetwork, ...] = ()
@@ -38,6 +53,8 @@ class Inputs(NamedTuple):
     host: Host
     own: OwnLease
     snapshot: Snapshot
+    accept_in: tuple[ChainKey, ...] = ()
+    """Of the chains that are to accept the overlay's traffic those that are there."""
 
 
 class Target(NamedTuple):
@@ -57,19 +74,21 @@ class Target(NamedTuple):
 def inputs_of(levels: Levels, last: Inputs | None = None) -> Inputs | None:
     """None while a part is missing; nothing may be written then.
 
-    Until the lease that a new config demands is held, the config of the `last` inputs stays in force: nothing
-    of ours goes before it is known what comes.
+    Until the lease that a new config demands is held, the config of the `last` inputs stays in force, or all
+    stays as it was found: nothing of ours goes before it is known what comes.
     """
     network, host, own, snapshot = levels.network, levels.fitting_host, levels.lease.own, levels.snapshot
-    if network is None or own is None or snapshot is None:
+    if network is None or own is None or snapshot is None or levels.accept_in is None:
         return None
-    if last is not None and not is_compatible(own.record, network.config):
+    if not is_compatible(own.record, network.config):
+        if last is None:
+            return None
         network, host = last.network, last.host if host is None else host
         if tuple(family for family, _ in host.external.addresses.items()) != network.config.families:
             host = last.host
     if host is None:
         return None
-    return Inputs(network, host, own, snapshot)
+    return Inputs(network, host, own, snapshot, levels.accept_in)
 
 
 def same(new: Inputs, old: Inputs | None) -> bool:
@@ -83,12 +102,12 @@ def target_of(inputs: Inputs, departed: Collection[Record], settings: Settings) 
     Raises:
         ConfigError, HostError: the backend cannot work on this host as configured.
     """
-    network, host, own, snapshot = inputs
+    network, host, own, snapshot, _ = inputs
     backend, record = network.backend, own.record
     backend_type = backend.published(host, record).backend_type
     peers = admit(snapshot, record, network.config, host, backend_type, departed)
     mtu = backend.mtu(host)
-    text = subnet_env(network.config, record, mtu, ipmasq=settings.ipmasq)
+    text = subnet_env(network.config, record, mtu, ipmasq=settings.wish.masquerade)
     state = desired(
         backend.desired,
         record,
@@ -97,7 +116,19 @@ def target_of(inputs: Inputs, departed: Collection[Record], settings: Settings) 
         (settings.subnet_file, text),
         blackhole=settings.blackhole,
     )
+    state = replace(state, rules=_rules(inputs, settings))
     return Target(state, peers, mtu, _scope(inputs, settings, state))
+
+
+def _rules(inputs: Inputs, settings: Settings) -> dict[ChainKey, Chain]:
+    config, own = inputs.network.config, inputs.own.record
+    tool = settings.tools.choose(nftables=config.nftables)
+    if tool is None and not settings.wish.masquerade:
+        return {}
+    names = names_of(settings.prefix)
+    return desired_rules(
+        config.network_of, own.subnets, settings.wish, names, tool or "nft", inputs.accept_in
+    )
 
 
 def _scope(inputs: Inputs, settings: Settings, state: State) -> Scope:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
+from typing import NamedTuple
 
 from flanneld_py.errors import KernelError
 
@@ -33,3 +35,35 @@ def _udp6_checksum_errors() -> int:
     except FileNotFoundError:
         return 0  # a kernel without IPv6
     return sum(int(value) for name, value in (line.split() for line in lines) if name == "Udp6InCsumErrors")
+
+
+class Traffic(NamedTuple):
+    """What went through a device in one direction since it was made."""
+
+    packets: int
+    bytes: int
+    drops: int
+
+
+class LinkCounters(NamedTuple):
+    """Of one device."""
+
+    received: Traffic
+    sent: Traffic
+
+
+def read_link_counters(devices: Collection[str]) -> tuple[LinkCounters, ...]:
+    """Counters of those devices that are there, of this network namespace; none when they cannot be read."""
+    try:
+        lines = (PROC_NET / "dev").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ()
+    # Two lines of headings; then `name: bytes packets errs drop fifo frame compressed multicast bytes …`.
+    rows = (line.rpartition(":") for line in lines[2:])
+    return tuple(_counters(values.split()) for name, _, values in rows if name.strip() in devices)
+
+
+def _counters(values: list[str]) -> LinkCounters:
+    numbers = [int(value) for value in values]
+    received, sent = numbers[:8], numbers[8:]
+    return LinkCounters(Traffic(received[1], received[0], received[3]), Traffic(sent[1], sent[0], sent[3]))

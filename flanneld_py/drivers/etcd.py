@@ -76,13 +76,20 @@ class EtcdRegistry:
         Refused: wrong password, no permission, or TLS verification failed at every endpoint.
     """
 
-    def __init__(self, settings: EtcdSettings) -> None:
+    def __init__(
+        self, settings: EtcdSettings, timed: Callable[[float, str], object] = lambda _seconds, _call: None
+    ) -> None:
         """Check the settings; nothing is sent yet.
+
+        Args:
+            settings: where and how.
+            timed: told after each call how many seconds it took, and its name in etcd (`Range`).
 
         Raises:
             UsageError: a setting cannot be meant; the text names its flag.
         """
         self._settings = settings
+        self._timed = timed
         self._endpoints = check(settings)
         self._root = key_root(settings.prefix).encode(errors="surrogateescape")
         self._lock = threading.Lock()
@@ -306,7 +313,11 @@ class EtcdRegistry:
         def attempt(link: Link) -> Any:
             return method(link.client)(request, timeout=seconds or ATTEMPT_SECONDS, metadata=self._metadata())
 
-        return self._try(attempt, attempts)
+        began = time.monotonic()
+        try:
+            return self._try(attempt, attempts)
+        finally:
+            self._timed(time.monotonic() - began, type(request).__name__.removesuffix("Request"))
 
     # --- endpoints
 

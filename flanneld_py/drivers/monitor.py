@@ -6,13 +6,6 @@ concern us (ordinary ARP, our own writes, routes of others) is dropped where it 
 
 from __future__ import annotations
 
-import errno
-import math
-import os
-import select
-import socket
-import threading
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -20,16 +13,8 @@ from typing import NamedTuple
 from flanneld_py.core.ownership import nexthop_ids
 from flanneld_py.drivers import rtmessages as rt
 from flanneld_py.drivers.links import device_name, number, text
-from flanneld_py.drivers.netlink import (
-    NETLINK_ADD_MEMBERSHIP,
-    NLM_F_REPLACE,
-    RECEIVE_SIZE,
-    SOL_NETLINK,
-    attributes,
-    messages,
-    open_socket,
-)
-from flanneld_py.errors import KernelError
+from flanneld_py.drivers.netlink import NLM_F_REPLACE, attributes, messages, open_socket
+from flanneld_py.drivers.subscription import Subscription
 from flanneld_py.model import ROUTE_PROTOCOL, IPAddress, Scope, State
 
 GROUPS = {
@@ -45,8 +30,6 @@ GROUPS = {
 LINK_FLAGS = 0x10041
 """IFF_UP, IFF_RUNNING, IFF_LOWER_UP (linux/if.h)."""
 LINK_FACTS = (rt.IFLA_IFNAME, rt.IFLA_MTU, rt.IFLA_ADDRESS, rt.IFLA_IFALIAS)
-DRAIN_LIMIT = 100_000
-"""Notifications read before what was heard is told, lest a storm silence us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +84,7 @@ class Followed:
     nexthop_ids: range = range(0)
 
 
-class Monitor:
+class Monitor(Subscription[Heard]):
     """Listens to links, addresses, neighbours, FDB entries, routes and nexthops.
 
     One thread calls `wait`; any thread may call `follow`, `interrupt` and `close`.
@@ -117,16 +100,7 @@ class Monitor:
         self.ignore_ports = frozenset(ignore_ports)
         self._followed = Followed()
         self._asked: frozenset[bytes] = frozenset()
-        self._socket = open_socket()
-        for group in GROUPS.values():
-            self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._poll = select.poll()
-        self._poll.register(self._socket, select.POLLIN)
-        self._poll.register(self._wake, select.POLLIN)
-        self._waiting = threading.Lock()
-        self._waking = threading.Lock()
-        self._closed = False
+        super().__init__(open_socket(), GROUPS.values())
         self._names: dict[int, str] = {}
         self._links: dict[int, tuple[object, ...]] = {}
         self._deleted: set[tuple[int, bytes]] = set()
@@ -158,50 +132,11 @@ class Monitor:
         """Say to which addresses the way matters: a route that leads there is news of the host."""
         self._asked = frozenset(address.packed for address in addresses)
 
-    def wait(self, timeout: float | None) -> Heard | None:
-        """Wait until something concerns us; None after `timeout` seconds, `interrupt` or `close`."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with self._waiting:
-            while not self._closed:
-                left = None if deadline is None else max(0, math.ceil((deadline - time.monotonic()) * 1000))
-                ready = {fd for fd, _ in self._poll.poll(left)}
-                interrupted = self._wake in ready
-                if interrupted:
-                    os.eventfd_read(self._wake)
-                heard = self._drain() if not self._closed else None
-                if heard is not None or interrupted or not ready:
-                    return heard
-        return None
-
-    def interrupt(self) -> None:
-        """Make a `wait` return at once, or the next one if none is under way."""
-        with self._waking:
-            if not self._closed:
-                os.eventfd_write(self._wake, 1)
-
-    def close(self) -> None:
-        """End a `wait` under way and give the sockets back."""
-        with self._waking:
-            if self._closed:
-                return
-            self._closed = True
-            os.eventfd_write(self._wake, 1)
-        with self._waiting:
-            self._socket.close()
-            os.close(self._wake)
-
     def _drain(self) -> Heard | None:
-        """Read all that is pending; None when nothing of it concerns us."""
         pending = _Pending()
         followed, ignored = self._followed, self.ignore_ports
-        for _ in range(DRAIN_LIMIT):
-            try:
-                datagram = self._socket.recv(RECEIVE_SIZE, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise KernelError(f"cannot listen to the kernel: {error.strerror}") from error
+        for datagram in self._datagrams():
+            if datagram is None:
                 pending.overflow = True
                 self._deleted.clear()
                 self._names.clear()

@@ -61,6 +61,10 @@ Row: TypeAlias = tuple[bytes, int, int]
 """One message of a dump: the datagram that holds it, where its body begins, where it ends."""
 
 
+class ProtocolMissing(KernelError):
+    """The kernel has no netlink of this kind."""
+
+
 class Failure(NamedTuple):
     """Why the kernel refused one message."""
 
@@ -127,10 +131,15 @@ def error_of(datagram: bytes, flags: int, start: int, end: int) -> Failure | Non
     return failure(-code, text.rstrip(b"\0").decode(errors="replace"))
 
 
-def open_socket() -> socket.socket:
-    """A bound NETLINK_ROUTE socket with a receive buffer of 8 MiB."""
+def open_socket(protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
+    """A bound netlink socket with a receive buffer of 8 MiB.
+
+    Raises:
+        ProtocolMissing: the kernel was built without.
+        KernelError: it gives no socket.
+    """
     try:
-        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         try:
             sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
         except PermissionError:
@@ -138,15 +147,16 @@ def open_socket() -> socket.socket:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         sock.bind((0, 0))
     except OSError as error:
-        raise KernelError(f"cannot open a netlink socket: {error.strerror}") from error
+        kind = ProtocolMissing if error.errno == errno.EPROTONOSUPPORT else KernelError
+        raise kind(f"cannot open a netlink socket: {error.strerror}") from error
     return sock
 
 
 class NetlinkSocket:
     """Requests to the kernel and their answers. Used by one thread at a time."""
 
-    def __init__(self) -> None:
-        self._socket = open_socket()
+    def __init__(self, protocol: int = socket.NETLINK_ROUTE) -> None:
+        self._socket = open_socket(protocol)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, ANSWER_TIMEOUT)
         for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(SOL_NETLINK, option, 1)

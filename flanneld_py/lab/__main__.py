@@ -9,6 +9,7 @@ import sys
 from types import FrameType
 
 from flanneld_py.lab.bench import bench
+from flanneld_py.lab.cnibench import BRIDGE
 from flanneld_py.lab.demo import EXIT_FAILED, EXIT_IMPOSSIBLE, EXIT_WELL, demo
 from flanneld_py.lab.overlays import OVERLAYS
 from flanneld_py.lab.requirements import obstacle
@@ -46,7 +47,9 @@ def main() -> int:
     try:
         if arguments.command == "demo":
             return demo(arguments.backend or list(OVERLAYS))
-        if reason := obstacle(["iperf3"], [overlay.link for overlay in OVERLAYS.values() if overlay.link]):
+        if reason := obstacle(
+            ["iperf3", str(BRIDGE)], [overlay.link for overlay in OVERLAYS.values() if overlay.link]
+        ):
             print(f"The bench cannot run here: {reason}")
             return EXIT_IMPOSSIBLE
         bench()

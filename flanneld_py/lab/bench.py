@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from flanneld_py.lab.cnibench import BRIDGE, add_overhead
 from flanneld_py.lab.hosts import Host, Pod
 from flanneld_py.lab.overlays import OVERLAYS, Overlay
 from flanneld_py.lab.probes import tcp_throughput
@@ -94,9 +95,10 @@ def bench(rounds: int = 5, seconds: int = 2, say: Callable[[str], None] = print)
         LabError: this machine cannot do it, or pings were lost.
     """
     links = {overlay.link for overlay in OVERLAYS.values() if overlay.link}
-    if (reason := obstacle(commands=["iperf3"], links=links)) is not None:
+    if (reason := obstacle(commands=["iperf3", str(BRIDGE)], links=links)) is not None:
         raise LabError(f"The bench cannot run here: {reason}")
     with Lab() as lab:
+        say(add_overhead(lab))
         pairs = [routed_pair(lab), *(overlay_pair(lab, overlay) for overlay in OVERLAYS.values())]
         say(f"{rounds} rounds of {len(pairs)} paths, {seconds} s of TCP and {_PINGS} pings each")
         samples: dict[str, list[Sample]] = {pair.path: [] for pair in pairs}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flanneld_py.lab.notify import Notification
-from flanneld_py.lab.process import DIE_WITH_PARENT, command_line, descendants
+from flanneld_py.lab.process import DIE_WITH_PARENT, command_line, descendants, send_signal
 from flanneld_py.lab.waiting import LabError, WaitTimeout, wait_for
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Daemon:
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the daemon itself."""
-        os.kill(self.pid, number)
+        send_signal(self.pid, number)
 
     def kill(self) -> int:
         """SIGKILL; the exit code. Does nothing to a daemon that has exited."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from flanneld_py.lab.waiting import CommandFailed, LabError
+from flanneld_py.lab.waiting import CommandFailed, LabError, wait_for
 
 MARK = "FLANNELPY_LAB"
 """Environment variable of every child: the directory of its lab."""
@@ -61,6 +61,21 @@ def descendants(pid: int) -> list[int]:
             with contextlib.suppress(OSError):
                 found.extend(int(child) for child in children.read_text().split())
     return found
+
+
+def send_signal(pid: int, number: signal.Signals) -> None:
+    """Send a signal; after SIGSTOP wait until every thread has stopped, as none does at once."""
+    os.kill(pid, number)
+    if number == signal.SIGSTOP:
+        wait_for(lambda: _stopped(pid), 5, f"process {pid} to stop", interval=0.001)
+
+
+def _stopped(pid: int) -> bool:
+    states = set()
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):
+            states.add(stat.read_text().rpartition(")")[2].split()[0])
+    return states <= set("TtZX")
 
 
 def run(argv: Sequence[str], env: Mapping[str, str], text: str, timeout: float) -> str:
@@ -131,7 +146,8 @@ class Process:
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal; nothing happens if the process has ended."""
-        self.popen.send_signal(number)
+        if self.running:
+            send_signal(self.pid, number)
 
     def wait(self, timeout: float) -> int:
         """The exit code (negative: the signal that ended it).

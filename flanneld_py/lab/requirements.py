@@ -21,10 +21,12 @@ _PACKAGES = {
     "bridge": "iproute2",
     "ping": "iputils-ping",
     "nft": "nftables",
+    "iptables": "iptables",
     "strace": "strace",
     "tcpdump": "tcpdump",
     "iperf3": "iperf3",
     "ethtool": "ethtool",
+    "/usr/lib/cni/bridge": "containernetworking-plugins",
 }
 """Command → Debian package."""
 _ALWAYS = ("setpriv", "nsenter", "unshare", "stdbuf", "sysctl", "ip", "bridge", "ping")

@@ -11,6 +11,8 @@ from flanneld_py.lab.netns import Namespace
 from flanneld_py.lab.underlay import ipv4
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flanneld_py.lab import Lab
     from flanneld_py.lab.process import Process
 
@@ -25,11 +27,15 @@ class Member(Namespace):
         super().__init__(lab.workspace, f"etcd{number}")
         self._lab = lab
         self.address = ipv4(number)
-        self.url = f"http://{self.address}:2379"
+        self.scheme = "http"
         lab.underlay.attach(self, number)
         self.process: Process | None = None
 
-    def start(self, binary: str) -> None:
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://{self.address}:2379"
+
+    def start(self, binary: str, flags: Sequence[str] = ()) -> None:
         data = self._lab.workspace.fast_directory / self.name
         members = ",".join(f"etcd{number}=http://{ipv4(number)}:2380" for number in NUMBERS)
         command = [
@@ -45,6 +51,7 @@ class Member(Namespace):
             "--election-timeout=500",
             "--logger=zap",
             "--log-level=warn",
+            *flags,
         ]
         self.process = self.spawn("etcd", command)
 
@@ -81,7 +88,8 @@ class Cluster(EtcdServer):
         """All members that are not running; they have to be a majority with those that are."""
         for member in self.members:
             if member.process is None:
-                member.start(self._binary)
+                member.scheme = self.scheme
+                member.start(self._binary, self.server_flags)
         wait_for(self._health, 20, "the cluster to answer", lambda healthy: healthy == len(NUMBERS), 0.05)
 
     def _health(self) -> int:

@@ -150,10 +150,14 @@ class Namespace:
         self._end.callback(agent.close)
         return agent
 
-    def run(self, *command: str) -> str:
-        """A command's output; one that fails is an error."""
+    def run(self, *command: str, text: str = "") -> str:
+        """A command's output, given `text`; one that fails is an error."""
         done = subprocess.run(
-            ["nsenter", f"--net={self.path}", *command], capture_output=True, text=True, check=False
+            ["nsenter", f"--net={self.path}", *command],
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
         return done.stdout

@@ -15,13 +15,15 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
 
-CALLS = "sendto,sendmsg,sendmmsg,write,writev,openat,ioctl"
+CALLS = "sendto,sendmsg,sendmmsg,write,writev,openat,ioctl,setsockopt"
 STRACE = ("--seccomp-bpf", "-yy", "--string-limit=0", f"--trace={CALLS}", "--write=all")
 """Options for strace, besides -f and -o."""
 
 _CALL = re.compile(r"^\d+ +(\w+)\((.*)")
 _RESUMED = re.compile(r"^\d+ +<\.\.\. \w+ resumed>")
 _DUMP = re.compile(r"^ \| [0-9a-f]{5,}  ([0-9a-f ]{48})")
+_CHANGING_OPTION = re.compile(r"\b(IP6?T_SO_SET_REPLACE)\b")
+"""How legacy iptables hands a table over (linux/netfilter_ipv4/ip_tables.h)."""
 _CHANGING_IOCTL = re.compile(r"\b(SIOC(?:ADD|DEL|S)[A-Z0-9]+|SIOCBR[A-Z]+)\b")
 _HEADER = struct.Struct("=IHHII")
 _RTM_BASE = 16
@@ -44,6 +46,10 @@ _SHAPES = {
     104: Shape("nexthop", 8),  # struct nhmsg
 }
 _AF_BRIDGE = 7
+_NFTABLES = 10
+"""NFNL_SUBSYS_NFTABLES (linux/netfilter/nfnetlink.h)."""
+_NFT_GETS = frozenset((1, 4, 7, 10, 13, 16, 19, 21, 23, 25))
+"""NFT_MSG_GET…"""
 
 
 class Write(NamedTuple):
@@ -73,7 +79,8 @@ def kernel_writes(trace: Path) -> Trace:
     reads, writes = 0, []
     for number, (call, sent) in enumerate(_calls(trace)):
         if sent:
-            for action, subject in _messages(sent):
+            read = _filter_messages if "<NETLINK:[NETFILTER:" in call else _messages
+            for action, subject in read(sent):
                 if action == "get":
                     reads += 1
                 else:
@@ -123,22 +130,37 @@ def _other_change(call: str) -> str:
     name, arguments = match.groups()
     if name == "openat" and '"/proc/sys/' in arguments and re.search(r"O_WRONLY|O_RDWR", arguments):
         return f"open {arguments.split(chr(34))[1]}"
+    if name == "setsockopt" and (option := _CHANGING_OPTION.search(arguments)):
+        return f"setsockopt {option[1]}"
     if name == "ioctl" and (request := _CHANGING_IOCTL.search(arguments)):
         return f"ioctl {request[1]}"
     return ""
 
 
-def _messages(datagram: bytes) -> Iterator[tuple[str, str]]:
-    """Action and subject of each message."""
+def _frames(datagram: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and content of each message."""
     start = 0
     while start + _HEADER.size <= len(datagram):
         length, kind, *_ = _HEADER.unpack_from(datagram, start)
         if length < _HEADER.size:
             return  # what iproute2 pads its dump requests with
-        action = _ACTIONS[kind & 3]
-        if kind >= _RTM_BASE:
-            yield action, _subject(kind & ~3, datagram[start + _HEADER.size : start + length])
+        yield kind, datagram[start + _HEADER.size : start + length]
         start += length + 3 & ~3
+
+
+def _messages(datagram: bytes) -> Iterator[tuple[str, str]]:
+    """Action and subject of each message."""
+    for kind, content in _frames(datagram):
+        if kind >= _RTM_BASE:
+            yield _ACTIONS[kind & 3], _subject(kind & ~3, content)
+
+
+def _filter_messages(datagram: bytes) -> Iterator[tuple[str, str]]:
+    """The same of nf_tables (linux/netfilter/nf_tables.h): NEW…, GET…, DEL… by threes."""
+    for kind, _ in _frames(datagram):
+        if kind >> 8 == _NFTABLES:
+            action = "get" if kind & 0xFF in _NFT_GETS else "set"
+            yield action, "packet filter"
 
 
 def _subject(family: int, message: bytes) -> str:

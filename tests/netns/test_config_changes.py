@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from tests.netns.observing import codes, events, start_pings, wait_problem, wait
 from tests.netns.oracle import actual, own_key, wait_in_order
 from tests.netns.peers import change_peers, make_peers
 from tests.netns.scenes import config, overlay
+from tests.netns.test_ctl import flannelctl
 
 if TYPE_CHECKING:
     from flanneld_py.lab import Host, Lab
@@ -31,6 +33,7 @@ def apply(host: Host) -> str:
         "-m",
         "flanneld_py.cli.ctl.main",
         f"--subnet-file={host.subnet_file}",
+        f"--etcd-prefix={host.prefix}",
         "config",
         "apply",
     ]
@@ -191,6 +194,82 @@ def test_a_subnet_length_is_taken_over_by_a_restart(lab: Lab) -> None:
     host.start_daemon().wait_ready()
     wait_well(host)
     assert host.subnet_env()["FLANNEL_SUBNET"].endswith("/26")
+
+
+def narrow_to(lab: Lab, host: Host) -> str:
+    """Leave room for this host's lease alone; its key."""
+    key = own_key(host)
+    change(lab, SubnetMin=key.partition("-")[0], SubnetMax=key.partition("-")[0])
+    return key
+
+
+def test_a_config_without_room_for_this_host_is_not_applied(lab: Lab) -> None:
+    one, other = overlay(lab, "vxlan", "alpha", "beta")
+    leases, pings = lab.etcd.leases(), start_pings(one, other)
+    narrow_to(lab, one)
+    wait_problem(other.daemon, "config-pending", "lies outside")
+    with pytest.raises(
+        CommandFailed, match=r"not applied, the config in force stays: no free subnet: .* 1 lease"
+    ):
+        apply(other)
+    status = other.daemon.status()
+    assert (status["ready"], status["lease"]["state"]) == (True, "held")
+    assert lab.etcd.leases() == leases
+    for host in (one, other):
+        wait_in_order(host, "vxlan")
+    assert not pings.stop().lost
+
+
+def test_a_restart_into_a_config_without_room_keeps_the_lease_until_there_is(lab: Lab) -> None:
+    one, other = overlay(lab, "vxlan", "alpha", "beta")
+    leases, pings = lab.etcd.leases(), start_pings(one, other)
+    narrow_to(lab, one)
+    wait_problem(other.daemon, "config-pending", "lies outside")
+    before = actual(other, "vxlan")
+    for _ in range(2):
+        other.daemon.kill()
+        other.start_daemon()
+        status = wait_problem(other.daemon, "lease-waiting", "no free subnet")
+        assert not status["ready"]
+        assert {status["lease"]["key"], own_key(one)} == set(leases)
+    assert lab.etcd.leases() == leases
+    assert actual(other, "vxlan") == before
+    wait_in_order(one, "vxlan")
+    assert not pings.stop().lost
+
+    change(lab, SubnetMin="10.5.240.0", SubnetMax="10.5.250.0")
+    moved = wait_status(other.daemon, "another lease", lambda seen: seen["lease"]["state"] == "held")
+    assert moved["lease"]["key"].startswith(("10.5.24", "10.5.25"))
+    assert set(lab.etcd.leases()) == {own_key(one), moved["lease"]["key"]}
+
+
+def test_the_bridge_of_an_earlier_subnet_is_named_and_a_config_of_its_network_is_taken(lab: Lab) -> None:
+    (host,) = overlay(lab, "host-gw", "alpha")
+    (bridge,) = host.gateways()
+    change(lab, "host-gw", SubnetMin="10.5.240.0", SubnetMax="10.5.250.0")
+    wait_problem(host.daemon, "config-pending")
+    assert "is in force" in apply(host)
+    (problem,) = wait_problem(host.daemon, "bridge-outdated", f"cni0 has {bridge.ip}")["problems"]
+    assert problem["since"]
+    assert "restart" in problem["fix"]
+    assert events(host.daemon, "bridge_outdated")
+    text = json.dumps(config("host-gw"))
+    assert flannelctl(host, "config", "set", text).code == 0
+    host.remove_pods()
+    wait_status(host.daemon, "no bridge", lambda seen: "bridge-outdated" not in codes(seen))
+
+
+def test_only_the_daemon_that_is_meant_is_told_to_apply(lab: Lab) -> None:
+    (host,) = overlay(lab, "vxlan", "alpha")
+    change(lab, Network="10.6.0.0/16")
+    wait_problem(host.daemon, "config-pending")
+    flags = [f"--subnet-file={host.subnet_file}", "--etcd-prefix=/other"]
+    said = flannelctl(host, "config", "apply", flags=flags)
+    assert (said.code, said.out) == (1, "")
+    assert f"this is the daemon with --etcd-prefix {host.prefix}, not /other" in said.err
+    assert host.subnet_env()["FLANNEL_NETWORK"] == "10.5.0.0/16"
+    planned = flannelctl(host, "plan", flags=flags)
+    assert (planned.code, planned.out.strip()) == (1, "nothing to change")
 
 
 def test_nothing_is_applied_when_nothing_waits(lab: Lab) -> None:

@@ -317,7 +317,7 @@ def test_a_foreign_route_is_reported_and_left_alone(lab: Lab, backend: str) -> N
     wait_for(failed, 5, "the conflict in the status", lambda errors: len(errors) == 1 and said in errors[0])
     assert alpha.daemon.status()["state"] == "degraded"
     alpha.daemon.kill()
-    alpha.start_daemon()
+    alpha.start_daemon().wait_ready()
     wait_for(failed, 5, "the same after a restart", lambda errors: len(errors) == 1 and said in errors[0])
     assert theirs() == ["192.0.2.253"]
     alpha.ip("route", "delete", *foreign)

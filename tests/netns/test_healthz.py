@@ -37,6 +37,12 @@ time.sleep(60)
 
 
 def ask(host: Host, path: str, method: str = "GET", body: str = "", address: str = "") -> tuple[int, str]:
+    """The status code and the body's first line, which is all that flannel has."""
+    status, text = ask_all(host, path, method, body, address)
+    return status, text.partition("\n")[0]
+
+
+def ask_all(host: Host, path: str, method: str = "GET", body: str = "", address: str = "") -> tuple[int, str]:
     said = host.run(["python3", "-c", CLIENT, address or host.address, str(PORT), method, path, body])
     status, text = json.loads(said)
     return status, text
@@ -60,9 +66,10 @@ def test_ready_is_what_the_status_says(lab: Lab, alpha: Host) -> None:
     wait_for(lambda: listening(alpha), 10, "the health server")
     wait_status(daemon, "no config", lambda status: status["problems"])
     assert ask(alpha, "/healthz") == RUNNING
-    code, text = ask(alpha, "/readyz")
+    code, text = ask_all(alpha, "/readyz")
     assert code == 503
-    assert text.startswith("flanneld is not ready yet: waiting: no network config at ")
+    assert text.startswith("flanneld is not ready yet\n")
+    assert "\n[-] config: none in force: no network config at " in text
     lab.etcd.put_config(config("vxlan"))
     daemon.wait_ready()
     wait_for(lambda: ask(alpha, "/readyz"), 5, "to be ready", lambda said: said == READY)
@@ -72,8 +79,9 @@ def test_ready_is_what_the_status_says(lab: Lab, alpha: Host) -> None:
     stolen["BackendData"] = {"VNI": 1, "VtepMAC": "0a:00:00:00:00:77"}
     lab.etcd.ctl("put", f"{lab.etcd.prefix}/subnets/{key}", json.dumps(stolen))
     wait_status(daemon, "to be unready", lambda status: not status["ready"], timeout=15)
-    code, text = ask(alpha, "/readyz")
+    code, text = ask_all(alpha, "/readyz")
     assert (code, key.rpartition("-")[0] in text) == (503, True), text
+    assert "\n[-] lease: conflict: " in text
     assert ask(alpha, "/healthz") == RUNNING
     lab.etcd.ctl("del", f"{lab.etcd.prefix}/subnets/{key}")
     wait_for(lambda: ask(alpha, "/readyz"), 15, "to be ready again", lambda said: said == READY)

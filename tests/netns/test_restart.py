@@ -190,6 +190,10 @@ def test_the_count_of_kernel_writes_misses_none(lab: Lab) -> None:
         "ip nexthop delete id 7": "del nexthop 7",
         "ip nexthop show": None,
         "bridge link show": None,
+        "nft list ruleset": None,
+        "nft add table ip t": "set packet filter",
+        "iptables-legacy -P FORWARD ACCEPT": "setsockopt IPT_SO_SET_REPLACE",
+        "iptables-legacy -S": None,
         "echo 0 >/proc/sys/net/ipv4/conf/all/log_martians": "open /proc/sys/net/ipv4/conf/all/log_martians",
         "cat /proc/sys/net/ipv4/ip_forward": None,
     }

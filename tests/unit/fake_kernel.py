@@ -141,6 +141,9 @@ class FakeKernel:
     def _set_blackholes(self, op: Op) -> str | None:
         return self._put(op)
 
+    def _set_rules(self, op: Op) -> str | None:
+        return self._put(op)
+
     def _set_files(self, op: Op) -> str | None:
         return self._put(op)
 
@@ -148,7 +151,8 @@ class FakeKernel:
         self.tables[op.table].pop(op.key, None)
         return None
 
-    _del_fdb = _del_neighs = _del_routes = _del_blackholes = _del_offloads = _del_files = _del_plainly
+    _del_fdb = _del_neighs = _del_routes = _del_blackholes = _del_plainly
+    _del_offloads = _del_rules = _del_files = _del_plainly
 
     def _put(self, op: Op) -> str | None:
         self.tables[op.table][op.key] = op.value

@@ -13,11 +13,12 @@ from ipaddress import (
     ip_interface,
     ip_network,
 )
-from typing import Any
+from typing import Any, get_args
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from flanneld_py.core.rules import Tool, Wish, desired_rules, names_of
 from flanneld_py.model import (
     Entry,
     External,
@@ -59,6 +60,7 @@ TABLES: tuple[Table, ...] = (
     "nexthops",
     "routes",
     "blackholes",
+    "rules",
     "files",
 )
 
@@ -297,6 +299,12 @@ def states(draw: st.DrawFn) -> State:
             gbp=gbp,
         )
         _add_overlay(draw, tables, family, f"flannel.{vni}" if family == 4 else f"flannel-v6.{vni}", link)
+    tool = draw(st.sampled_from((None, *get_args(Tool))))
+    if tool is not None:
+        networks: Subnets = PerFamily(NETWORKS[4])
+        own: Subnets = PerFamily(subnet(4, 1))
+        wish = Wish(masquerade=draw(st.booleans()))
+        tables["rules"] = desired_rules(networks, own, wish, names_of(PREFIX), tool)
     tables["files"] = dict(draw(st.sampled_from(((), (("/run/a", "1"),), (("/run/a", "2"),)))))
     return State(**tables)
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from flanneld_py.core.allocate import decide_lease, find_own
-from flanneld_py.core.leasedecision import Adopt, Claim, Conflict, Keep, Release, Wait
+from flanneld_py.core.leasedecision import Adopt, Claim, Conflict, Keep, Move, Release, Wait
 from flanneld_py.model import IPAddress, NetworkConfig, PerFamily, Record, SubnetRange, Subnets
 from tests.unit import strategies
 from tests.unit.leasing import decide, record, wish
-from tests.unit.strategies import host, mac, snapshot_of, subnet, underlay
+from tests.unit.strategies import by_enumeration, host, mac, snapshot_of, subnet, underlay
 
 CONFIG_T29 = NetworkConfig(
     PerFamily(SubnetRange(IPv4Network("10.3.0.0/16"), 24, ip_address("10.3.1.0"), ip_address("10.3.25.0"))),
@@ -49,7 +49,7 @@ def test_t30_the_same_node_keeps_its_subnet() -> None:
     assert again == Keep(stands)
 
 
-def test_t31_a_changed_network_means_release_then_a_subnet_of_the_new_one() -> None:
+def test_t31_a_changed_network_means_a_subnet_of_the_new_one_in_one_step() -> None:
     old = record(3, 1)
     new = replace(
         CONFIG_T29,
@@ -58,11 +58,13 @@ def test_t31_a_changed_network_means_release_then_a_subnet_of_the_new_one() -> N
         ),
     )
     asked = wish(1, previous=(old.subnets,))
-    assert decide(old, by=asked, config=new) == Release(old, "10.5.3.0-24 does not fit the network config")
+    move = decide(old, by=asked, config=new)
+    assert isinstance(move, Move)
     claim = decide(by=asked, config=new)
     assert isinstance(claim, Claim)
-    assert claim.wanted.subnets.v4 is not None
-    assert ip_network("10.4.0.0/16").supernet_of(claim.wanted.subnets.v4)  # type: ignore[arg-type]
+    for found in (move, claim):
+        assert found.wanted.subnets.v4 is not None
+        assert ip_network("10.4.0.0/16").supernet_of(found.wanted.subnets.v4)  # type: ignore[arg-type]
 
 
 def test_t33_nothing_changed_is_nothing_to_write() -> None:
@@ -205,9 +207,32 @@ def test_an_unreadable_key_of_another_length_is_taken_too() -> None:
     ["10.5.3.0/25", "10.5.0.0/24", "10.6.3.0/24"],
     ids=["length", "below SubnetMin", "outside"],
 )
-def test_a_lease_that_does_not_fit_is_released(net: str) -> None:
+def test_a_lease_that_does_not_fit_makes_way_for_one_that_does(net: str) -> None:
     mine = record(3, 1, subnets=PerFamily(ip_network(net)))
-    assert isinstance(decide(mine), Release)
+    found = decide(mine)
+    assert isinstance(found, Move)
+    assert found.record is mine
+    assert found.wanted.subnets.v4 in by_enumeration(strategies.config().ranges.v4, [])  # type: ignore[arg-type]
+
+
+def test_a_lease_that_does_not_fit_stays_while_nothing_is_free() -> None:
+    """Peers reach us by it: it goes only in the same step in which another one comes."""
+    mine, theirs = record(3, 1), record(1, 2)
+    one = strategies.config(subnets=1)
+    found = decide(mine, theirs, config=one)
+    assert isinstance(found, Wait)
+    assert found.held is mine
+    assert "gives 1 subnet of /24 (10.5.1.0 to 10.5.1.0), 1 lease stands" in found.reason
+    free = decide(mine, config=one)
+    assert isinstance(free, Move)
+    assert free.wanted.subnets == theirs.subnets
+
+
+def test_a_lease_that_does_not_fit_makes_way_for_one_held_before() -> None:
+    mine = record(3, 1, subnets=PerFamily(ip_network("10.6.3.0/24")))
+    found = decide(mine, by=wish(1, previous=(mine.subnets, PerFamily(subnet(4, 77)))))
+    assert isinstance(found, Move)
+    assert found.wanted.subnets.v4 == subnet(4, 77)
 
 
 def test_none_free_says_how_many_there_are() -> None:

@@ -119,7 +119,9 @@ def test_another_ipv6_network_costs_the_ipv4_subnet_nothing() -> None:
 
 def test_a_subnet_that_another_has_by_now_is_not_moved_along() -> None:
     mine, theirs = lease(PerFamily(subnet(4, 3)), 1), lease(both(3, 9), 2)
-    assert isinstance(decide(mine, theirs), Release)
+    found = decide(mine, theirs)
+    assert isinstance(found, Move)
+    assert found.wanted.subnets.v4 != subnet(4, 3)
     reserved = replace(mine, etcd_lease=0)
     assert isinstance(decide(reserved, theirs), Conflict), "which of the two goes, is not ours to say"
 

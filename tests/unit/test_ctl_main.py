@@ -51,6 +51,8 @@ def modules_of(*args: str) -> set[str]:
         ["leases", "--help"],
         ["status"],
         ["plan"],
+        ["wait-ready", "--timeout=0"],
+        ["docker-opts", "-d/dev/null"],
         ["config", "check", '{"Network":"10.5.0.0/16"}'],
     ],
 )

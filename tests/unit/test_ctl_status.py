@@ -119,6 +119,22 @@ def test_all_on_one_screen() -> None:
     ]
 
 
+def test_why_it_is_not_ready() -> None:
+    checks = {
+        "lease": {"ok": True, "reason": "held 10.5.34.0/24"},
+        "registry": {"ok": False, "reason": "unreachable: connection refused\x1b[2J"},
+        "kernel": {"ok": False, "reason": "not as it should be"},
+    }
+    assert shown(changed(ready=False, checks=checks)).splitlines()[1:4] == [
+        "  not ready: registry: unreachable: connection refused\\x1b[2J",
+        "  not ready: kernel: not as it should be",
+        "",
+    ]
+    # Of an older daemon, or damaged.
+    for strange in (None, [], {"lease": None}, {"lease": {"ok": False}}):
+        assert "not ready:" not in shown(changed(ready=False, checks=strange))
+
+
 def test_problems_with_reason_and_fix() -> None:
     assert shown(changed(problems=[PROBLEM])).endswith(
         "\n\nconfig-missing (for 1 min): no network config\n  fix: etcdctl put …"

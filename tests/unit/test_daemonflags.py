@@ -212,7 +212,10 @@ def test_life_and_margin_of_a_lease(argv: tuple[str, ...], policy: LeasePolicy) 
         (["--iptables-resync=often"], "--iptables-resync 'often': expected a whole number"),
         (["--iptables-forward-rules=maybe"], "--iptables-forward-rules 'maybe': expected true or false"),
         (["--etcd-prefix=/"], ""),
-        (["--ip-masq"], "--ip-masq=true: not in this version"),
+        (
+            ["--forward-accept-in=a b"],
+            "--forward-accept-in 'a b': expected a chain of iptables' filter table",
+        ),
     ],
 )
 def test_what_is_wrong(argv: list[str], line: str) -> None:
@@ -233,7 +236,8 @@ def test_what_is_for_kubernetes_is_refused(name: str, monkeypatch: pytest.Monkey
 
 
 def test_a_value_apart_from_its_boolean_is_explained() -> None:
-    assert refusal("--ip-masq", "false").endswith("a boolean's value goes with it: --ip-masq=false")
+    said = refusal("--kube-subnet-mgr", "false")
+    assert said.endswith("a boolean's value goes with it: --kube-subnet-mgr=false")
 
 
 # --- variables ------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flanneld_py.core.duration import parse_duration
+from flanneld_py.core.duration import duration, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,20 @@ def test_parts_add_up(hours: int, minutes: int, seconds: int, millis: int) -> No
 def test_any_text_is_a_number_or_a_value_error(text: str) -> None:
     with suppress(ValueError):
         assert parse_duration(text) >= 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (-1, "0 s"),
+        (0.9, "0 s"),
+        (59.9, "59 s"),
+        (60, "1 min"),
+        (61, "1 min 1 s"),
+        (3_600 + 5, "1 h"),
+        (86_399, "23 h 59 min"),
+        (86_400 * 400 + 3_600, "400 d 1 h"),
+    ],
+)
+def test_in_words_of_two_units_at_most(seconds: float, words: str) -> None:
+    assert duration(seconds) == words

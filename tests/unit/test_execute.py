@@ -23,6 +23,7 @@ PARTS: tuple[tuple[Table, ...], ...] = (
     ("links", "addrs"),
     ("fdb", "neighs", "nexthops", "routes", "blackholes"),
     ("offloads",),
+    ("rules",),
     ("sysctls", "files"),
 )
 """Tables by driver, as in the daemon."""

@@ -8,7 +8,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flanneld_py.core.freesubnets import random_free
+from flanneld_py.core.freesubnets import count_free, random_free
 from flanneld_py.model import IPNetwork, SubnetRange
 from tests.unit.strategies import by_enumeration, networks_near, subnet_ranges, thorough, usual
 
@@ -40,6 +40,7 @@ def test_every_free_subnet_and_no_other_has_its_own_number(
     # A draw of a uniform number is thereby uniform over all of the range.
     allowed, taken = world
     free = by_enumeration(allowed, taken)
+    assert count_free(allowed, taken) == len(free)
     for number, expected in enumerate(free):
         fixed = Fixed(number)
         assert random_free(allowed, taken, fixed) == expected

@@ -14,12 +14,13 @@ ROOT = Path(__file__).parents[2] / PACKAGE
 MOST_LINES = 450
 MOST_FUNCTION_LINES = 60
 
-VALUES = {"", "model", "errors"}
+VALUES = {"", "model", "errors", "packetfilter"}
 """`` is flanneld_py itself, which holds the version."""
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),
     "errors": set(),
-    "model": set(),
+    "packetfilter": set(),
+    "model": {"packetfilter"},
     "core": VALUES | {"core"},
     "backends": VALUES | {"core", "backends"},
     "drivers": VALUES | {"core"},
@@ -40,6 +41,22 @@ DRIVER_PARTS = (
         "refusals",
         "rtmessages",
         "rtnetlink",
+        "subscription",
+    },
+    {
+        "nfdecode",
+        "nfdelete",
+        "nfmessages",
+        "nfmonitor",
+        "nfreader",
+        "nfvalues",
+        "subscription",
+        "netlink",
+        "xtables",
+        "xtdecode",
+        "xtextensions",
+        "packetrules",
+        "filtertools",
     },
 )
 """Modules of drivers/ that are for the same outside thing and may import one another; base is for all."""

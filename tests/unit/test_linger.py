@@ -48,7 +48,7 @@ def seen(revision: int, *records: Record, epoch: int = 0) -> Snapshot:
 def left(
     earlier: Departures, last: Snapshot, fresh: Snapshot, now: float, grace: float = WIPE_GRACE
 ) -> Departures:
-    return departures(earlier, last, fresh, OWN.key, now, grace)
+    return departures(earlier, last, fresh, last.records.keys() - {OWN.key}, now, grace)
 
 
 def until(departed: Departures) -> dict[str, float]:
@@ -84,6 +84,20 @@ def test_our_own_record_is_no_peer() -> None:
     # Three peers, and ours: not more than three.
     peers = [peer(number) for number in range(1, 4)]
     assert left(NOBODY, seen(5, *peers), Snapshot(6, 7), NOW).held == []
+
+
+def test_what_was_no_peer_does_not_depart_and_does_not_count() -> None:
+    """Reservations of nobody and records that were left out come and go in great numbers."""
+    others = [peer(number) for number in range(11, 31)]
+    last = seen(5, A, B, *others)
+    gone = departures(NOBODY, last, seen(6, A), {A.key, B.key}, NOW, WIPE_GRACE)
+    assert (gone.records, gone.held, set(gone.vanished)) == ([B], [], {B.key})
+    wiped = departures(NOBODY, last, seen(6, epoch=1), {A.key, B.key}, NOW, WIPE_GRACE)
+    assert set(wiped.held) == {A.key, B.key}
+    # Nor do they make a wipe of peers look small.
+    four = [peer(number) for number in range(1, 5)]
+    many = departures(NOBODY, seen(5, *four, *others), seen(6, *others), keys(four), NOW, WIPE_GRACE)
+    assert set(many.held) == keys(four)
 
 
 def test_whoever_is_back_is_not_gone() -> None:

@@ -98,6 +98,17 @@ def test_make_installs_what_the_lab_asks_for(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_make_help_lists_what_people_run() -> None:
     listed = {name for name, line in makefile_targets().items() if line}
-    assert listed == {"help", "demo", "test", "check", "bench", "docs", "fmt", "clean"}
+    assert listed == {
+        "help",
+        "demo",
+        "test",
+        "check",
+        "bench",
+        "docs",
+        "install",
+        "uninstall",
+        "fmt",
+        "clean",
+    }
     shown = subprocess.run(["make", "-C", str(ROOT)], capture_output=True, text=True, check=True).stdout
     assert all(f"make {name}" in shown for name in listed)

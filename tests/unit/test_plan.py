@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from flanneld_py.core.describe import NOUNS, describe
 from flanneld_py.core.plan import apply_all, must_recreate, plan
 from flanneld_py.model import IPNetwork, NextHop, Op, Route, State, Table, VxlanLink
+from flanneld_py.packetfilter import Chain, ChainKey
 from tests.unit.fake_kernel import FakeKernel, kernels
 from tests.unit.strategies import TABLES, states, thorough, usual
 
@@ -156,7 +157,7 @@ def devices_of(table: str, key: object, value: object) -> tuple[str, ...]:
             return (name,)
         case "sysctls", str(path), _:
             return (path.split("/")[-2],)
-        case "files" | "blackholes", _, _:
+        case "files" | "blackholes" | "rules", _, _:
             return ()
         case "nexthops", NextHop() as hop, _:
             return (hop.dev,)
@@ -193,6 +194,7 @@ def overlay(peer_mac: str = "02:00:00:00:00:03", public: str = "192.0.2.3", link
         nexthops={HOP: True},
         routes={ip_network("10.5.3.0/24"): Route(HOP)},
         blackholes={ip_network("10.5.1.0/24"): True},
+        rules={ChainKey("nft", "ip", "flannel-ipv4", "forward"): Chain()},
         files={"/run/flannel/subnet.env": "FLANNEL_MTU=1450\n"},
     )
 
@@ -206,7 +208,7 @@ def test_from_nothing_in_the_order_of_dependence() -> None:
 
 
 def test_to_nothing_the_file_first_and_the_device_takes_its_rows_along() -> None:
-    assert steps(State(), overlay()) == ["del files", "del blackholes", "del links"]
+    assert steps(State(), overlay()) == ["del files", "del rules", "del blackholes", "del links"]
 
 
 def test_a_peers_new_mac_stands_in_the_fdb_before_the_neighbour_points_to_it() -> None:
@@ -299,6 +301,7 @@ def test_ops_in_the_words_of_iproute2() -> None:
         "set nexthop via 10.5.3.0 dev flannel.1 onlink",
         "set route 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink",
         "set blackhole route 10.5.1.0/24",
+        "set rules of ip flannel-ipv4 forward (0)",
         "set file /run/flannel/subnet.env",
     ]
     assert describe(Op("del", "links", "flannel.1")) == "del link flannel.1"

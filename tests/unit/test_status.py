@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from flanneld_py import __version__
 from flanneld_py.backends import backend_of
 from flanneld_py.core.admit import Peers
+from flanneld_py.daemon.checks import KERNEL_GRACE, REGISTRY_GRACE
 from flanneld_py.daemon.inbox import LeaseState, Levels, Network, Problem, RegistryState, Report, utc_now
 from flanneld_py.daemon.status import Process, compose, one_line
 from flanneld_py.model import OwnLease, PerFamily, Record, Snapshot
@@ -25,6 +26,8 @@ from tests.unit.strategies import PREFIX, host, subnet, thorough, underlay
 
 PROCESS = Process(4711, PREFIX, "node-1")
 SINCE = "2026-01-02T03:04:05.678Z"
+NOW = 5000.0
+RECENTLY, LONG_AGO = NOW - 0.5 * KERNEL_GRACE, NOW - 2 * REGISTRY_GRACE
 OWN = Record(
     key="10.5.1.0-24",
     subnets=PerFamily(subnet(4, 1)),
@@ -55,6 +58,7 @@ SHAPE = {
     "pid": int,
     "state": str,
     "ready": bool,
+    "checks": dict,
     "prefix": str,
     "node_id": str,
     "backend": str | None,
@@ -103,7 +107,7 @@ def check_shape(found: Any, shape: Any, where: str = "status") -> None:
 
 def status(levels: Levels, **more: Any) -> dict[str, Any]:
     """The status as a reader of the file or the socket gets it."""
-    found: dict[str, Any] = json.loads(json.dumps(compose(levels, PROCESS, **more)))
+    found: dict[str, Any] = json.loads(json.dumps(compose(levels, PROCESS, now=NOW, **more)))
     check_shape(found, SHAPE)
     return found
 
@@ -115,10 +119,10 @@ def problem(code: str) -> Problem:
 # --- all combinations -----------------------------------------------------------------------------
 
 REGISTRIES = {
-    "connecting": RegistryState(since=SINCE),
+    "connecting": RegistryState(since=SINCE, began=LONG_AGO),
     "in sync": WELL.registry,
-    "unreachable": RegistryState("unreachable", "http://192.0.2.9:2379", "timed out", SINCE),
-    "refused": RegistryState("refused", "http://192.0.2.9:2379", "wrong password", SINCE),
+    "unreachable": RegistryState("unreachable", "http://192.0.2.9:2379", "timed out", SINCE, RECENTLY),
+    "refused": RegistryState("refused", "http://192.0.2.9:2379", "wrong password", SINCE, LONG_AGO),
 }
 LEASES = {
     "none": LeaseState(),
@@ -148,8 +152,10 @@ REPORTS = {
         in_sync=False,
         failed=(("set route 10.5.2.0/24", "No route"),),
         failing_since="2026-01-02T03:04:05.678Z",
+        failing={"routes": 1},
+        failing_from=LONG_AGO,
     ),
-    "stuck": replace(WELL.report, in_sync=False, problem=problem("reconcile-failed")),
+    "stuck": replace(WELL.report, in_sync=False, problem=problem("reconcile-failed"), failing_from=LONG_AGO),
     "no file": replace(WELL.report, in_sync=False, subnet_file_written=False),
 }
 
@@ -169,11 +175,25 @@ def test_every_combination_is_told_truthfully(registry: str, lease: str) -> None
         found = status(levels)
         faults = [problem["code"] for problem in found["problems"]]
         assert set(faults) == expected_problems(registry, lease, config, here, report)
-        ready = lease in ("held", "lost") and report not in ("none", "no file")
-        assert found["ready"] == ready
-        assert found["state"] == expected_state(set(faults), ready, report)
+        set_up = lease in ("held", "lost") and report not in ("none", "no file")
+        assert found["ready"] == (set_up and expected_checks(registry, lease, config, here, report) == set())
+        assert found["ready"] == all(check["ok"] for check in found["checks"].values())
+        assert found["state"] == expected_state(set(faults), set_up, report)
         assert one_line(found).startswith(f"{found['state']}: ")
         assert "\n" not in one_line(found)
+
+
+def expected_checks(registry: str, lease: str, config: str, here: str, report: str) -> set[str]:
+    """Those that fail."""
+    failing = {
+        "config": config in ("none yet", "missing", "invalid"),
+        "lease": lease != "held",
+        "registry": registry in ("connecting", "refused"),
+        "kernel": report in ("none", "failing", "stuck"),
+        "interface": here != "known",
+        "subnet-file": report in ("none", "no file"),
+    }
+    return {name for name, fails in failing.items() if fails}
 
 
 def expected_problems(registry: str, lease: str, config: str, here: str, report: str) -> set[str]:
@@ -226,6 +246,16 @@ def test_when_all_is_well() -> None:
         "pid": 4711,
         "state": "in sync",
         "ready": True,
+        "checks": {
+            "threads": {"ok": True, "reason": "all turn"},
+            "config": {"ok": True, "reason": "vxlan in 10.5.0.0/16"},
+            "lease": {"ok": True, "reason": "held 10.5.1.0/24"},
+            "registry": {"ok": True, "reason": "in sync with http://192.0.2.9:2379"},
+            "kernel": {"ok": True, "reason": "as it should be"},
+            "interface": {"ok": True, "reason": "eth0 192.0.2.1"},
+            "subnet-file": {"ok": True, "reason": "written"},
+            "packet-filter": {"ok": True, "reason": "no trouble known"},
+        },
         "prefix": "/coreos.com/network",
         "node_id": "node-1",
         "backend": "vxlan",
@@ -261,7 +291,7 @@ def test_when_all_is_well() -> None:
     assert one_line(status(WELL)) == "in sync: vxlan 10.5.1.0/24, 1 peers"
 
 
-def test_etcd_gone_while_running_keeps_ready_and_is_said() -> None:
+def test_etcd_gone_for_a_moment_keeps_ready_and_is_said() -> None:
     found = status(replace(WELL, registry=REGISTRIES["unreachable"]))
     assert (found["state"], found["ready"]) == ("degraded", True)
     assert found["problems"] == [

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flanneld_py.cli.ctl.settings import Settings, with_settings
-from flanneld_py.cli.ctl.text import duration, echo_json, printable, utc
+from flanneld_py.cli.ctl.text import echo_json, printable, utc
 from flanneld_py.cli.ctl.traces import OwnFiles, Traces, find_traces
 from flanneld_py.core.config import parse_config
 from flanneld_py.core.describe import describe
+from flanneld_py.core.duration import duration
 from flanneld_py.core.plan import plan
 from flanneld_py.core.records import SUBNETS_PREFIX, config_entry, format_key, snapshot
+from flanneld_py.core.rules import names_of
 from flanneld_py.errors import ConfigError, FlanneldError
 from flanneld_py.model import HostFacts, IPAddress, IPNetwork, Listing, Outcome, Record, Scope, State
 
@@ -47,9 +49,10 @@ ROUNDS = 5
 def cleanup(settings: Settings, dry_run: bool, releases: bool, as_json: bool) -> int:
     """Remove from this host what flanneld-py made.
 
-    That is devices, routes, subnet.env, and the daemon's own files; never what others made. Stop the daemon
-    first, and run this before another flannel is started here. Unless it is released the lease stays in etcd
-    until it ends. Exit 0: done, or nothing to remove; 1: something could not be removed, or the daemon runs.
+    That is devices, routes, packet-filter rules, subnet.env, and the daemon's own files; never what others
+    made. Stop the daemon first, and run this before another flannel is started here. Unless it is released
+    the lease stays in etcd until it ends. Exit 0: done, or nothing to remove; 1: something could not be
+    removed, or the daemon runs.
     """
     # They cost what the other commands need not wait for.
     from flanneld_py.daemon.lock import Locks  # noqa: PLC0415
@@ -276,10 +279,13 @@ def _executor(prefix: str) -> Executor:
     from flanneld_py.daemon.execute import Executor  # noqa: PLC0415
     from flanneld_py.drivers.blackholes import Blackholes  # noqa: PLC0415
     from flanneld_py.drivers.files import HostFiles  # noqa: PLC0415
+    from flanneld_py.drivers.filtertools import find_tools  # noqa: PLC0415
     from flanneld_py.drivers.kernel import KernelLinks  # noqa: PLC0415
+    from flanneld_py.drivers.packetrules import PacketRules  # noqa: PLC0415
     from flanneld_py.drivers.rtnetlink import RtnetlinkTables  # noqa: PLC0415
 
-    return Executor((KernelLinks(prefix), RtnetlinkTables(prefix), Blackholes(), HostFiles()))
+    rules = PacketRules(names_of(prefix), find_tools())
+    return Executor((KernelLinks(prefix), RtnetlinkTables(prefix), Blackholes(), rules, HostFiles()))
 
 
 def _remove_objects(executor: Executor, scope: Scope, journal: Journal) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,31 @@ from flanneld_py.backends import backend_of
 from flanneld_py.backends.base import Backend, options_of
 from flanneld_py.cli.ctl.control import NoAnswer, ask
 from flanneld_py.cli.ctl.settings import Settings, with_settings
+from flanneld_py.cli.ctl.status import checked as checked_status
+from flanneld_py.cli.ctl.status import other_prefix
 from flanneld_py.cli.ctl.text import count
 from flanneld_py.core.config import EXAMPLE, parse_config
 from flanneld_py.core.configchange import Settings as Changed
-from flanneld_py.core.configchange import overlaps_of, pending_reasons
+from flanneld_py.core.configchange import is_like_a_lease, overlaps_of, pending_reasons
 from flanneld_py.core.configkeys import unknown_keys
+from flanneld_py.core.freesubnets import count_subnets
 from flanneld_py.core.hostfiles import parse_subnet_env
 from flanneld_py.core.records import CONFIG_KEY, config_entry, snapshot
+from flanneld_py.core.statefile import parse_state
+from flanneld_py.core.subnets import inside
 from flanneld_py.daemon.firstchoice import literal_addresses
 from flanneld_py.daemon.oldfiles import read_regular
 from flanneld_py.errors import ConfigError, FlanneldError, UsageError
-from flanneld_py.model import External, Host, IPAddress, Listing, NetworkConfig, PerFamily, SubnetRange
+from flanneld_py.model import (
+    External,
+    Host,
+    IPAddress,
+    IPNetwork,
+    Listing,
+    NetworkConfig,
+    PerFamily,
+    SubnetRange,
+)
 
 NOT_FOR_PODS = 3
 """IPv4 addresses of a subnet that no pod can have: base (the VTEP's), bridge, broadcast."""
@@ -57,18 +72,15 @@ def set_(settings: Settings, source: str, force: bool) -> int:
 
     flannelctl config set '{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}'
 
-    Refused without --force: keys that mean nothing, and a Network that contains an address or gateway of this
-    host, or an etcd endpoint.
+    Refused without --force: keys that mean nothing, a Network that contains an address or gateway of this
+    host, or an etcd endpoint, and fewer subnets than hosts that hold leases.
     """
     text = _read(source)
     checked = parse_config(text)
-    doubts = list(doubts_about(settings, checked, backend_of(checked)))
-    if doubts and not force:
-        raise ConfigError(f"{'; '.join(doubts)}; nothing was written (--force writes it all the same)")
-    for line in doubts:
-        click.echo(f"flannelctl: {line}", err=True)
+    _weigh(doubts_about(settings, checked, backend_of(checked)), force=force)
     registry = settings.registry()
     before = registry.list()
+    _weigh(too_narrow(before, checked), force=force)
     written = registry.put(CONFIG_KEY, text)
     click.echo(
         f"{settings.config_name} written at revision {written.revision}; {consequence(before, checked)}"
@@ -95,15 +107,24 @@ def check(settings: Settings, source: str | None) -> int:
 def apply(settings: Settings) -> int:
     """Take over a pending config on this host.
 
-    As a restart of the daemon would. When the host gets another subnet, its containers must be restarted.
-    Exit 1: nothing is pending, or no daemon runs.
+    As a restart of the daemon would. When the host gets another subnet, its containers must be restarted;
+    with another Network, hosts that have not applied it are cut off from this one until they do.
+    Exit 1: nothing is pending, the host could get no lease, no daemon runs, or only that of another prefix.
     """
     try:
+        _require_our_daemon(settings)
         click.echo(ask(settings.control_socket, "apply-config"))
     except NoAnswer as error:
         advice = "start flanneld-py, or name its --subnet-file"
         raise FlanneldError(f"no daemon to ask: {error}; {advice}") from None
     return 0
+
+
+def _require_our_daemon(settings: Settings) -> None:
+    """Raise FlanneldError if the daemon with this subnet file is that of another prefix."""
+    status = checked_status(ask(settings.control_socket, "status"), settings.control_socket)
+    if status["prefix"] != settings.prefix:
+        raise FlanneldError(f"{other_prefix(status, settings)}; nothing was applied")
 
 
 def _stored(settings: Settings) -> bytes:
@@ -133,6 +154,15 @@ def _read(source: str) -> str:
         raise ConfigError(f"{source}: not UTF-8 text: {error}") from None
 
 
+def _weigh(doubts: Iterable[str], *, force: bool) -> None:
+    """Say them all, and raise ConfigError unless they are overruled."""
+    lines = list(doubts)
+    if lines and not force:
+        raise ConfigError(f"{'; '.join(lines)}; nothing was written (--force writes it all the same)")
+    for line in lines:
+        click.echo(f"flannelctl: {line}", err=True)
+
+
 # --- doubts and consequences ----------------------------------------------------------------------
 
 
@@ -143,17 +173,49 @@ def doubts_about(settings: Settings, checked: NetworkConfig, backend: Backend) -
 
     yield from unknown_keys(checked, backend.keys)
     facts = read_host()
-    own = parse_subnet_env(read_regular(settings.subnet_file) or "").subnets.values()
-    overlay = {link.name for link in facts.links if link.kind == "vxlan"}
+    own, networks = _ours(settings)
     yield from overlaps_of(
         checked.networks,
         addresses=[
-            held.address.ip for link in facts.links if link.name not in overlay for held in link.addresses
+            held.address.ip
+            for link in facts.links
+            for held in link.addresses
+            if link.kind != "vxlan"
+            # The containers' bridge may be that of an earlier subnet until they are restarted.
+            and not (
+                link.kind == "bridge"
+                and is_like_a_lease(held.address.network, checked)
+                and any(inside(held.address.ip, net) for net in networks)
+            )
         ],
         gateways=facts.gateways,
         registry=literal_addresses(settings.endpoints),
         own=own,
     )
+
+
+def _ours(settings: Settings) -> tuple[list[IPNetwork], list[IPNetwork]]:
+    """This host's subnets and Networks, as far as the daemon's files tell: each of them may be missing."""
+    file = parse_subnet_env(read_regular(settings.subnet_file) or "")
+    subnets, networks = [*file.subnets.values()], [*file.networks.values()]
+    with suppress(OSError):  # root's only
+        saved = parse_state(read_regular(settings.state_file) or "")
+        if saved is not None and saved.prefix == settings.prefix:
+            subnets += saved.subnets.values()
+            networks += saved.networks
+    return subnets, networks
+
+
+def too_narrow(before: Listing, fresh: NetworkConfig) -> Iterator[str]:
+    """Where there are fewer subnets than hosts: some of them would find none."""
+    hosts = [record for record in snapshot(before).records.values() if record.etcd_lease]
+    for scope in fresh.ranges.values():
+        total = count_subnets(scope)
+        if total < len(hosts):
+            yield (
+                f"{scope.network} gives {count(total, 'subnet')} of /{scope.subnet_len} "
+                f"({scope.subnet_min} to {scope.subnet_max}), but {count(len(hosts), 'host')} hold leases"
+            )
 
 
 def consequence(before: Listing, fresh: NetworkConfig) -> str:

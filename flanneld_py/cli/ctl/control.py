@@ -22,8 +22,8 @@ class NoAnswer(FlanneldError):
     """No daemon answers on its socket; `str()` says why in a few words."""
 
 
-def ask(path: Path, op: str) -> Any:
-    """The `result` of a request such as `status` or `plan`.
+def ask(path: Path, op: str, seconds: float = ANSWER_SECONDS) -> Any:
+    """The `result` of a request such as `status` or `plan`, which may take some seconds.
 
     Raises:
         NoAnswer: there is no daemon, or it hangs, or we may not ask it.
@@ -31,9 +31,9 @@ def ask(path: Path, op: str) -> Any:
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
-            connection.settimeout(CONNECT_SECONDS)
+            connection.settimeout(min(CONNECT_SECONDS, seconds))
             connection.connect(str(path))
-            connection.settimeout(ANSWER_SECONDS)
+            connection.settimeout(seconds)
             connection.sendall(json.dumps({"op": op}).encode() + b"\n")
             with connection.makefile("rb") as lines:
                 line = lines.readline(LONGEST_ANSWER)

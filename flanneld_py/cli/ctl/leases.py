@@ -16,9 +16,10 @@ from flanneld_py.cli.ctl.control import ask, read_status_file
 from flanneld_py.cli.ctl.progress import waiting_for
 from flanneld_py.cli.ctl.settings import Settings, with_settings
 from flanneld_py.cli.ctl.shape import has_shape
-from flanneld_py.cli.ctl.text import count, duration, echo_json, printable, table
+from flanneld_py.cli.ctl.text import count, echo_json, printable, table
 from flanneld_py.core.admit import admit
 from flanneld_py.core.config import parse_config
+from flanneld_py.core.duration import duration
 from flanneld_py.core.records import SUBNETS_PREFIX, config_entry, parse_key, snapshot
 from flanneld_py.errors import ConfigError, FlanneldError, RecordError
 from flanneld_py.model import FAMILIES, Listing, PerFamily, Record, Subnets
@@ -152,7 +153,7 @@ def find_rows(listing: Listing, verdict: Verdict) -> list[Row]:
         rows.append(
             Row(
                 key=key,
-                subnets=record.subnets if record else _subnets_of(key),
+                subnets=record.subnets if record else subnets_of(key),
                 etcd_lease=entry.etcd_lease,
                 record=record,
                 owner=_owner(record, verdict.own) if record else "",
@@ -163,7 +164,8 @@ def find_rows(listing: Listing, verdict: Verdict) -> list[Row]:
     return sorted(rows, key=_by_address)
 
 
-def _subnets_of(key: str) -> Subnets:
+def subnets_of(key: str) -> Subnets:
+    """Those that a key names, or none."""
     with suppress(RecordError):
         return parse_key(key)
     return PerFamily()

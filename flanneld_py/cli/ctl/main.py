@@ -11,11 +11,13 @@ import click
 from flanneld_py import __version__
 from flanneld_py.cli.ctl.cleanup import cleanup
 from flanneld_py.cli.ctl.config import config
+from flanneld_py.cli.ctl.dockeropts import docker_opts
 from flanneld_py.cli.ctl.leases import leases
 from flanneld_py.cli.ctl.plan import plan
 from flanneld_py.cli.ctl.reservations import release, reserve
 from flanneld_py.cli.ctl.settings import connection_options
 from flanneld_py.cli.ctl.status import status
+from flanneld_py.cli.ctl.waitready import wait_ready
 from flanneld_py.errors import FlanneldError, Unreachable, UsageError
 
 EX_USAGE = 2
@@ -42,7 +44,7 @@ def command(ctx: click.Context) -> None:
         ctx.exit(EX_USAGE)
 
 
-for subcommand in (status, leases, config, plan, cleanup):
+for subcommand in (status, leases, config, plan, cleanup, docker_opts, wait_ready):
     command.add_command(subcommand)
 for subcommand in (reserve, release):
     leases.add_command(subcommand)

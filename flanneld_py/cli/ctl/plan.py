@@ -18,7 +18,7 @@ def plan(settings: Settings, as_json: bool) -> int:
     """What the daemon would change on this host now.
 
     The daemon reads kernel and files afresh and compares them with what should be; nothing is changed by
-    asking. Exit 0: nothing to change; 1: something, or no daemon answers.
+    asking. Exit 0: nothing to change; 1: something, or no daemon answers, or that of another prefix.
     """
     try:
         status = checked(ask(settings.control_socket, "status"), settings.control_socket)
@@ -34,12 +34,15 @@ def plan(settings: Settings, as_json: bool) -> int:
         echo_json({"ops": ops})
     else:
         click.echo("\n".join(map(printable, ops)) or "nothing to change")
-    return 1 if ops else 0
+    return 1 if ops or status["prefix"] != settings.prefix else 0
 
 
 def _obstacle(status: dict[str, object]) -> str:
-    """Why an empty plan does not mean that all is well: a daemon that lacks config or lease plans nothing."""
-    if status.get("subnets"):
+    """Why an empty plan does not mean that all is well: a daemon that lacks config or lease plans nothing.
+
+    The MTU is known from the first plan on.
+    """
+    if status.get("mtu") is not None:
         return ""
     problems = status.get("problems")
     first = problems[0] if isinstance(problems, list) and problems else {}

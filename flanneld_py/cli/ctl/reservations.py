@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from flanneld_py.cli.ctl.control import NoAnswer, ask
+from flanneld_py.cli.ctl.leases import subnets_of
 from flanneld_py.cli.ctl.settings import Settings, with_settings
-from flanneld_py.cli.ctl.text import duration
 from flanneld_py.core.config import parse_config
+from flanneld_py.core.duration import duration
 from flanneld_py.core.nodeid import check_node_id
 from flanneld_py.core.records import SUBNETS_PREFIX, config_entry, encode, parse_key, snapshot
 from flanneld_py.core.renewal import silent_in
-from flanneld_py.core.reservation import owner_of, plan_reservation
+from flanneld_py.core.reservation import is_vacant, owner_of, plan_reservation
 from flanneld_py.errors import ConfigError, FlanneldError, RecordError, UsageError
 from flanneld_py.model import (
     IPAddress,
@@ -24,7 +26,6 @@ from flanneld_py.model import (
     NetworkConfig,
     PerFamily,
     Record,
-    Snapshot,
     Subnets,
 )
 
@@ -85,20 +86,24 @@ def reserve(
 def release(settings: Settings, subnet: tuple[str, ...], force: bool) -> int:
     """Delete a lease or reservation, so that any host may have the subnet.
 
-    Refused for a host that is alive, that is one whose lease is renewed, and always for this host while its
-    daemon runs. Exit 0: done; 1: refused, or there is no such record.
+    Refused without --force while its host may be alive: a lease that was renewed within the last 15 minutes
+    (or three renewals), or that of a host of flannel until it ends; a reservation that a host has taken; a
+    record that cannot be read. Refused always for this host while its daemon runs.
+    Exit 0: done; 1: refused, or there is no such record.
     """
     wanted, registry = parse_subnets(subnet), settings.registry()
     for _ in range(ATTEMPTS):
-        record = _find(snapshot(registry.list()), wanted)
-        _require_not_ours(settings, record)
+        listing = registry.list()
+        found = _find(listing, wanted)
+        _require_not_ours(settings, found)
         if not force:
-            _require_silent(registry, record)
-        written = registry.delete(f"{SUBNETS_PREFIX}{record.key}", record.mod_revision)
+            _require_abandoned(registry, found, listing)
+        written = registry.delete(f"{SUBNETS_PREFIX}{found.key}", found.mod_revision)
         if written.ok:
-            _revoke_unused(registry, record.etcd_lease)
-            name = f"{settings.prefix.rstrip('/')}/{SUBNETS_PREFIX}{record.key}"
-            click.echo(f"{name} of {owner_of(record)} released, at revision {written.revision}")
+            _revoke_unused(registry, found.etcd_lease)
+            name = f"{settings.prefix.rstrip('/')}/{SUBNETS_PREFIX}{found.key}"
+            whose = f" of {owner_of(found.record)}" if found.record else ""
+            click.echo(f"{name}{whose} released, at revision {written.revision}")
             return 0
     raise _too_busy()
 
@@ -155,43 +160,90 @@ def _config(settings: Settings, listing: Listing) -> NetworkConfig:
     return parse_config(entry.value)
 
 
-def _find(seen: Snapshot, wanted: Subnets) -> Record:
-    """The record with these subnets; of a dual-stack one either will do."""
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A key below `subnets/`."""
+
+    key: str
+    mod_revision: int
+    etcd_lease: int
+    record: Record | None
+    """None if it cannot be read."""
+    reason: str = ""
+    """Why not."""
+
+
+def _find(listing: Listing, wanted: Subnets) -> _Found:
+    """The key with these subnets; of a dual-stack one either will do."""
     text = " ".join(map(str, wanted.values()))
-    found = [
-        record
-        for record in seen.records.values()
-        if all(record.subnets.get(family) == net for family, net in wanted.items())
-    ]
+    seen = snapshot(listing)
+    found = []
+    for entry in listing.entries:
+        key = entry.key.removeprefix(SUBNETS_PREFIX)
+        if key in seen.records or key in seen.bad:
+            subnets = subnets_of(key)
+            if all(subnets.get(family) == net for family, net in wanted.items()):
+                record, reason = seen.records.get(key), seen.bad.get(key, "")
+                found.append(_Found(key, entry.mod_revision, entry.etcd_lease, record, reason))
     if not found:
         raise RecordError(f"nobody holds {text}: see flannelctl leases")
     if len(found) > 1:
-        keys = ", ".join(sorted(record.key for record in found))
+        keys = ", ".join(sorted(one.key for one in found))
         raise RecordError(f"{text} is in several records: give one of {keys}")
     return found[0]
 
 
-def _require_not_ours(settings: Settings, record: Record) -> None:
+def _require_not_ours(settings: Settings, found: _Found) -> None:
+    """What somebody else has written in the place of our record is not ours."""
     try:
         status: Any = ask(settings.control_socket, "status")
     except NoAnswer:
         return
-    if status["prefix"] == settings.prefix and status["lease"]["key"] == record.key:
+    lease, record = status["lease"], found.record
+    written_by_us = record is None or (
+        (record.node_id, f"{record.etcd_lease:x}") == (status["node_id"], lease.get("etcd_lease"))
+    )
+    if status["prefix"] == settings.prefix and lease["key"] == found.key and written_by_us:
         raise FlanneldError(
-            f"{record.key} is this host's own, and its daemon (pid {status['pid']}) runs: stop that, then "
+            f"{found.key} is this host's own, and its daemon (pid {status['pid']}) runs: stop that, then "
             "release it, or use flannelctl cleanup --release-lease"
         )
 
 
+def _require_abandoned(registry: EtcdRegistry, found: _Found, listing: Listing) -> None:
+    """Raise FlanneldError where its host may be alive."""
+    if found.record is None:
+        raise FlanneldError(
+            f"{found.key} cannot be read, so it is not known who holds it: {found.reason}; "
+            "--force deletes it all the same"
+        )
+    if found.etcd_lease:
+        _require_silent(registry, found.record)
+    elif not is_vacant(found.record, _published_type(listing)):
+        raise FlanneldError(
+            f"{found.key} is reserved for {owner_of(found.record)}, a host that has taken it, and a "
+            "reservation does not show whether its host is alive: stop the daemon there, then use --force"
+        )
+
+
+def _published_type(listing: Listing) -> str:
+    """What records of the network bear; empty also when that is not known."""
+    entry = config_entry(listing)
+    try:
+        config = parse_config(entry.value) if entry is not None else None
+    except ConfigError:
+        config = None
+    return "" if config is None or config.backend_type in ("udp", "alloc") else config.backend_type
+
+
 def _require_silent(registry: EtcdRegistry, record: Record) -> None:
-    """A reservation shows no sign of life: the operator must know. Nor does a host of flannel, for a day."""
-    if not record.etcd_lease:
-        return
+    """Of a host of flannel, which renews once a day, nothing is known before its lease ends."""
     left, granted, _ = registry.time_to_live(record.etcd_lease)
-    if left >= 0 and (not record.node_id or silent_in(left, granted)):
+    wait = silent_in(left, granted) if record.node_id else left
+    if left >= 0 and wait > 0:
         raise FlanneldError(
             f"{record.key} is held by {owner_of(record)}, who renewed it {duration(granted - left)} ago: "
-            "stop the daemon there and wait for the lease to end, or use --force"
+            f"stop the daemon there, and release it in {duration(wait)}, when it counts as gone; or use --force"
         )
 
 

@@ -13,8 +13,9 @@ import click
 from flanneld_py.cli.ctl.control import NoAnswer, ask, read_status_file
 from flanneld_py.cli.ctl.settings import Settings, with_settings
 from flanneld_py.cli.ctl.shape import has_shape
-from flanneld_py.cli.ctl.text import count, duration, echo_json, lasting, printable
+from flanneld_py.cli.ctl.text import count, echo_json, lasting, printable
 from flanneld_py.core.describe import NOUNS
+from flanneld_py.core.duration import duration
 from flanneld_py.errors import FlanneldError
 
 SHOWN = 5
@@ -81,11 +82,15 @@ def status(settings: Settings, as_json: bool) -> int:
 def tell_other_prefix(status: Mapping[str, Any], settings: Settings) -> None:
     """The files beside --subnet-file may be those of a daemon that is not meant."""
     if status["prefix"] != settings.prefix:
-        click.echo(
-            f"flannelctl: this is the daemon with --etcd-prefix {printable(status['prefix'])}, "
-            f"not {printable(settings.prefix)}; give its prefix, or the --subnet-file of the other",
-            err=True,
-        )
+        click.echo(f"flannelctl: {other_prefix(status, settings)}", err=True)
+
+
+def other_prefix(status: Mapping[str, Any], settings: Settings) -> str:
+    """What to do about it."""
+    return (
+        f"this is the daemon with --etcd-prefix {printable(status['prefix'])}, "
+        f"not {printable(settings.prefix)}; give its prefix, or the --subnet-file of the other"
+    )
 
 
 def find_status(settings: Settings) -> Told:
@@ -157,6 +162,21 @@ def _head(told: Told, now: datetime) -> Iterator[str]:
         f"flanneld-py {printable(status['version'])}: {_state(status['state'], bold=True)}, {ready} "
         f"(pid {status['pid']}, prefix {printable(status['prefix'])}, node {printable(status['node_id'])})"
     )
+    if not status["ready"]:
+        yield from (click.style(f"  not ready: {reason}", fg="yellow") for reason in failing_checks(status))
+
+
+def failing_checks(status: Mapping[str, Any]) -> list[str]:
+    """Why it is not ready, a text for each check that fails: `lease: conflict: 10.5.7.0-24 is …`."""
+    checks = status.get("checks")
+    if not isinstance(checks, dict):
+        return []
+    known = {"ok": (bool,), "reason": TEXT}
+    return [
+        printable(f"{name}: {check['reason']}")
+        for name, check in checks.items()
+        if has_shape(check, known) and not check["ok"]
+    ]
 
 
 def _state(state: str, *, bold: bool = False) -> str:

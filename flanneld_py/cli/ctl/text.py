@@ -9,20 +9,7 @@ from typing import Any
 
 import click
 
-UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
-
-
-def duration(seconds: float) -> str:
-    """Two units at most: `23 h 59 min`."""
-    left = max(0, int(seconds))
-    parts: list[str] = []
-    for size, unit in UNITS:
-        count, left = divmod(left, size)
-        if count:
-            parts.append(f"{count} {unit}")
-        elif parts:
-            break
-    return " ".join(parts[:2]) or "0 s"
+from flanneld_py.core.duration import duration
 
 
 def lasting(since: str, now: datetime) -> str:

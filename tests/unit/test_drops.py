@@ -1,0 +1,524 @@
+"""Who drops the overlay's traffic: rule sets of firewalls as they are, and random ones against an oracle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Network, ip_address, ip_network
+from itertools import product
+from typing import TYPE_CHECKING, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flanneld_py.core.drops import Flow, find_drops
+from flanneld_py.packetfilter import Chain, ChainKey, Mark, Match, Rule, Verdict
+from tests import foreign_rules
+from tests.unit.strategies import thorough
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from flanneld_py.packetfilter import Chains, Field, Value
+
+SUBNET, PEER = ip_address("10.5.34.0"), ip_address("10.5.7.0")
+IN = Flow("from other hosts to 10.5.34.0/24", PEER, SUBNET, "flannel.1", "cni0")
+OUT = Flow("from 10.5.34.0/24 to other hosts", SUBNET, PEER, "cni0", "flannel.1")
+NETWORK = ip_network("10.5.0.0/16")
+OVERLAY = (
+    Rule((Match("saddr", (NETWORK,)),), Verdict("accept")),
+    Rule((Match("daddr", (NETWORK,)),), Verdict("accept")),
+)
+PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17}
+OPTIONS: dict[str, Field] = {
+    "-s": "saddr",
+    "-d": "daddr",
+    "-i": "iifname",
+    "-o": "oifname",
+    "-p": "l4proto",
+    "--ctstate": "ct state",
+}
+
+
+def legacy(text: str, where: Literal["legacy", "nft"] = "legacy") -> dict[ChainKey, Chain]:
+    """What `iptables-save` prints, as far as the rule sets here need it."""
+    chains: dict[str, Chain] = {}
+    for line in text.splitlines():
+        if line.startswith(":"):
+            name, policy, *_ = line[1:].split()
+            builtin = name in ("INPUT", "FORWARD", "OUTPUT")
+            chains[name] = Chain((), name.lower(), "filter", 0, policy.lower()) if builtin else Chain()  # type: ignore[arg-type]
+        elif line.startswith("-A"):
+            name, rule = rule_of(line)
+            chains[name] = replace(chains[name], rules=(*chains[name].rules, rule))
+    return {ChainKey(where, "ip", "filter", name): chain for name, chain in chains.items()}
+
+
+def rule_of(line: str) -> tuple[str, Rule]:
+    words = line.split()
+    matches: list[Match] = []
+    target = words[words.index("-j") + 1]
+    position = 2
+    while words[position] != "-j":
+        if negated := words[position] == "!":
+            position += 1
+        option, value = words[position : position + 2]
+        if option in OPTIONS:
+            values = tuple(value_of(option, one) for one in value.lower().split(","))
+            matches.append(Match(OPTIONS[option], values, negated))
+        elif option != "-m":
+            matches.append(Match("other", (f"{option} {value}",), negated))
+        position += 2
+    kinds = {"ACCEPT": "accept", "DROP": "drop", "RETURN": "return", "REJECT": "reject", "LOG": "none"}
+    verdict = Verdict(kinds[target]) if target in kinds else Verdict("jump", target)  # type: ignore[arg-type]
+    return words[1], Rule(tuple(matches), verdict)
+
+
+def value_of(option: str, text: str) -> Value:
+    if option in ("-s", "-d"):
+        return ip_network(text)
+    return PROTOCOLS[text] if option == "-p" else text
+
+
+def key(chain: str, where: Literal["legacy", "nft"] = "legacy") -> ChainKey:
+    return ChainKey(where, "ip", "filter", chain)
+
+
+def ahead(chains: dict[ChainKey, Chain], chain: str, *rules: Rule) -> dict[ChainKey, Chain]:
+    """The same with rules at the head of a chain."""
+    there = chains[key(chain)]
+    return {**chains, key(chain): replace(there, rules=(*rules, *there.rules))}
+
+
+def places(chains: Chains, *flows: Flow) -> list[str]:
+    return [drop.place for drop in find_drops(chains, flows or (IN, OUT))]
+
+
+# --- the firewalls that our users have ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [foreign_rules.DOCKER, foreign_rules.DOCKER_28])
+def test_docker_drops_by_policy(text: str) -> None:
+    assert places(legacy(text)) == ["legacy ip filter FORWARD policy drop"] * 2
+    assert places(legacy(text, "nft")) == ["ip filter FORWARD policy drop"] * 2
+    first = find_drops(legacy(text), [IN])[0]
+    assert str(first) == (
+        "traffic from other hosts to 10.5.34.0/24 is dropped by legacy ip filter FORWARD policy drop"
+    )
+
+
+@pytest.mark.parametrize("text", [foreign_rules.DOCKER, foreign_rules.DOCKER_28])
+def test_an_accept_in_docker_user_cures_it(text: str) -> None:
+    assert places(ahead(legacy(text), "DOCKER-USER", *OVERLAY)) == []
+
+
+def test_half_a_cure_leaves_the_other_half() -> None:
+    half = Rule((Match("iifname", ("flannel.1",)),), Verdict("accept"))
+    assert [
+        drop.flow for drop in find_drops(ahead(legacy(foreign_rules.DOCKER), "DOCKER-USER", half), [IN, OUT])
+    ] == [OUT]
+
+
+def test_an_accept_behind_the_return_of_docker_user_cures_nothing() -> None:
+    chains = legacy(foreign_rules.DOCKER)
+    user = chains[key("DOCKER-USER")]
+    chains[key("DOCKER-USER")] = replace(user, rules=(*user.rules, *OVERLAY))
+    assert len(places(chains)) == 2
+
+
+def test_docker_on_our_subnet() -> None:
+    """docker0 has our subnet: the policy drops what comes in, or since 28 a rule; containers get out."""
+    flows = (replace(IN, oif="docker0"), replace(OUT, iif="docker0"))
+    assert places(legacy(foreign_rules.DOCKER), *flows) == ["legacy ip filter FORWARD policy drop"]
+    (drop,) = find_drops(legacy(foreign_rules.DOCKER_28), flows)
+    assert drop.place == "legacy ip filter DOCKER: iifname != docker0 oifname docker0 drop"
+    assert (drop.base, drop.chain) == (key("FORWARD"), key("DOCKER"))
+
+
+def test_the_published_port_of_a_container_does_not_hide_the_drop() -> None:
+    text = foreign_rules.DOCKER.replace("172.17.0.2", "10.5.34.2")
+    assert places(legacy(text), replace(IN, oif="docker0")) == ["legacy ip filter FORWARD policy drop"]
+
+
+def test_our_table_does_not_override_docker() -> None:
+    ours = {
+        ChainKey("nft", "ip", "flannel-ipv4", "forward"): Chain(OVERLAY, "forward", "filter", 0, "accept"),
+    }
+    assert len(places({**legacy(foreign_rules.DOCKER), **ours})) == 2
+
+
+def test_our_jump_in_the_same_forward_chain_does() -> None:
+    chains = legacy(foreign_rules.DOCKER)
+    forward = chains[key("FORWARD")]
+    chains[key("FORWARD")] = replace(
+        forward, rules=(*forward.rules, Rule((), Verdict("jump", "FLANNEL-FWD")))
+    )
+    chains[key("FLANNEL-FWD")] = Chain(OVERLAY)
+    assert places(chains) == []
+
+
+def test_our_jump_in_the_other_variant_does_not() -> None:
+    ours = {
+        key("FORWARD", "nft"): Chain((Rule((), Verdict("jump", "F")),), "forward", "filter", 0, "accept"),
+        key("F", "nft"): Chain(OVERLAY),
+    }
+    assert len(places({**legacy(foreign_rules.DOCKER), **ours})) == 2
+
+
+def test_ufw_drops_although_pings_pass() -> None:
+    assert places(legacy(foreign_rules.UFW)) == ["legacy ip filter FORWARD policy drop"] * 2
+
+
+def test_a_route_allowed_in_ufw_cures_it() -> None:
+    chains = ahead(legacy(foreign_rules.UFW), "ufw-user-forward", *OVERLAY)
+    assert places(chains) == []
+
+
+def firewalld(**more: tuple[Rule, ...]) -> dict[ChainKey, Chain]:
+    """tests.foreign_rules.FIREWALLD; `more`: rules ahead of those of a chain."""
+    accept, reject = Verdict("accept"), Verdict("reject")
+    tests6 = Match("daddr", (ip_network("::/96"), ip_network("2002::/24")))
+
+    def rules(*found: tuple[tuple[Match, ...], Verdict]) -> tuple[Rule, ...]:
+        return tuple(Rule(matches, verdict) for matches, verdict in found)
+
+    chains = {
+        "filter_FORWARD": rules(
+            ((Match("ct state", ("established", "related")),), accept),
+            ((Match("ct status", ("dnat",)),), accept),
+            ((Match("iifname", ("lo",)),), accept),
+            ((tests6,), reject),
+            ((), Verdict("jump", "zones")),
+            ((Match("ct state", ("invalid",)),), Verdict("drop")),
+            ((), reject),
+        ),
+        "zones": rules(
+            ((Match("iifname", ("cni0",)),), Verdict("goto", "trusted")),
+            ((Match("iifname", ("eth0",)),), Verdict("goto", "public")),
+            ((), Verdict("goto", "public")),
+        ),
+        "trusted": rules(((), accept)),
+        "public": rules(((), Verdict("jump", "allow")), ((), reject)),
+        "allow": rules(
+            ((Match("l4proto", (1, 58)),), accept),
+            ((Match("oifname", ("eth0",)),), accept),
+        ),
+    }
+    return {
+        ChainKey("nft", "inet", "firewalld", name): Chain(
+            (*more.get(name, ()), *found),
+            *(("forward", "filter", 10, "accept") if name == "filter_FORWARD" else ()),
+        )
+        for name, found in chains.items()
+    }
+
+
+def test_firewalld_rejects_by_zone() -> None:
+    assert [str(drop) for drop in find_drops(firewalld(), [IN, OUT])] == [
+        "traffic from other hosts to 10.5.34.0/24 is dropped by inet firewalld public: reject"
+    ]
+
+
+def test_the_device_in_the_trusted_zone_cures_firewalld() -> None:
+    trusted = Rule((Match("iifname", ("flannel.1",)),), Verdict("goto", "trusted"))
+    assert places(firewalld(zones=(trusted,))) == []
+
+
+def test_an_inet_table_drops_both_families() -> None:
+    six = Flow("v6", ip_address("fd00:5:7::"), ip_address("fd00:5:34::"), "flannel-v6.1", "cni0")
+    assert places(firewalld(), six) == ["inet firewalld public: reject"]
+    assert places(legacy(foreign_rules.DOCKER), six) == []
+
+
+def test_every_base_chain_that_drops_is_named() -> None:
+    assert places({**legacy(foreign_rules.DOCKER), **firewalld()}, IN) == [
+        "legacy ip filter FORWARD policy drop",
+        "inet firewalld public: reject",
+    ]
+
+
+# --- what is not certain --------------------------------------------------------------------------
+
+
+def forward(
+    *rules: Rule, policy: str = "drop", jumped_to: Mapping[str, Chain] | None = None
+) -> dict[ChainKey, Chain]:
+    base = {key("FORWARD"): Chain(rules, "forward", "filter", 0, policy)}
+    return base | {key(name): chain for name, chain in (jumped_to or {}).items()}
+
+
+def prerouting(priority: int, *rules: Rule) -> dict[ChainKey, Chain]:
+    chain = Chain(rules, "prerouting", "filter", priority, "accept")
+    return {ChainKey("legacy", "ip", "x", "PREROUTING"): chain}
+
+
+UNKNOWN = Match("other", ("-m time",))
+ACCEPT, DROP = Verdict("accept"), Verdict("drop")
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Rule((UNKNOWN,), ACCEPT),
+        Rule((UNKNOWN, Match("iifname", ("flannel.1",))), ACCEPT),
+        Rule((UNKNOWN,), Verdict("jump", "accepting")),
+        Rule((UNKNOWN,), Verdict("goto", "accepting")),
+        Rule((), Verdict("unknown")),
+        Rule((), Verdict("queue")),
+        Rule((), Verdict("jump", "not shown")),
+        Rule((Match("l4proto", (6,)), Match("other", ("--dport 80",))), ACCEPT),
+    ],
+)
+def test_what_may_accept_makes_a_drop_uncertain(rule: Rule) -> None:
+    accepting = {"accepting": Chain((Rule((), ACCEPT),))}
+    assert places(forward(rule, jumped_to=accepting), IN) == []
+    assert places(forward(rule, Rule((), DROP), jumped_to=accepting), IN) == []
+
+
+POLICY = ["legacy ip filter FORWARD policy drop"]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Rule((UNKNOWN,), DROP),
+        Rule((UNKNOWN,), Verdict("return")),
+        Rule((UNKNOWN,), Verdict("jump", "empty")),
+        Rule((UNKNOWN,), Verdict("goto", "empty")),
+        Rule((UNKNOWN, Match("iifname", ("eth0",))), ACCEPT),
+        Rule((Match("l4proto", (17,)), UNKNOWN), ACCEPT),
+        Rule((Match("mark", (Mark(0x4000, 0x4000),)),), ACCEPT),
+        Rule((Match("saddr", (ip_network("fd00::/8"),), negated=True),), ACCEPT),
+        Rule((Match("iifname", ("*",), negated=True),), ACCEPT),
+        Rule((Match("nfproto", (6,)),), ACCEPT),
+    ],
+)
+def test_what_cannot_save_a_packet_does_not_hide_the_drop(rule: Rule) -> None:
+    assert places(forward(rule, jumped_to={"empty": Chain()}), IN) == POLICY
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Rule((Match("l4proto", (6,)),), DROP),
+        Rule((Match("l4proto", (6, 17)),), DROP),
+        Rule((UNKNOWN,), DROP),
+        Rule((Match("mark", (Mark(1),)),), DROP),
+        Rule((Match("ct state", ("invalid",)),), DROP),
+        Rule((Match("ct status", ("dnat",)),), DROP),
+        Rule((Match("daddr", (ip_network("10.5.34.9/32"),)),), DROP),
+        Rule((Match("iifname", ("flannel.10", "eth*")),), DROP),
+        Rule((Match("iifname", ("flannel.*",), negated=True),), DROP),
+    ],
+)
+def test_a_drop_of_some_packets_is_no_drop_of_the_overlay(rule: Rule) -> None:
+    assert places(forward(rule, policy="accept"), IN) == []
+
+
+def test_the_rule_for_all_is_named_when_tcp_is_reset() -> None:
+    chains = forward(
+        Rule((Match("l4proto", (6,)),), Verdict("reject")),
+        Rule((), Verdict("reject"), "the rest"),
+        policy="accept",
+    )
+    assert places(chains, IN) == ['legacy ip filter FORWARD: reject comment "the rest"']
+
+
+def test_an_unknown_device_is_not_decided() -> None:
+    flow = replace(IN, oif=None)
+    only_cni = Rule((Match("oifname", ("cni0",)),), ACCEPT)
+    assert places(forward(only_cni), flow) == []
+    assert places(forward(only_cni), replace(IN, oif="br0")) == POLICY
+    assert places(forward(), flow) == POLICY
+    assert places(forward(Rule((Match("oifname", ("*",)),), ACCEPT)), flow) == []
+
+
+def test_a_rule_that_marks_makes_marks_undecided() -> None:
+    marks = Rule((Match("iifname", ("flannel.1",)),), Verdict("none"), sets=frozenset({"mark"}))
+    accepts = Rule((Match("mark", (Mark(1),)),), ACCEPT)
+    assert places(forward(marks, accepts), IN) == []
+    assert places(forward(marks, accepts), OUT) == POLICY
+    assert places(forward(accepts, marks), IN) == POLICY
+    mangle = {
+        ChainKey("legacy", "ip", "mangle", "PREROUTING"): Chain(
+            (marks,), "prerouting", "filter", -150, "accept"
+        )
+    }
+    assert places(forward(accepts) | mangle, IN) == []
+    assert (
+        places(forward(Rule((), Verdict("jump", "marks")), accepts, jumped_to={"marks": Chain((marks,))}), IN)
+        == []
+    )
+
+
+def test_connections_that_are_not_tracked_have_no_state() -> None:
+    notrack = Rule((), Verdict("none"), sets=frozenset({"ct state"}))
+    raw = {
+        ChainKey("legacy", "ip", "raw", "PREROUTING"): Chain(
+            (notrack,), "prerouting", "filter", -300, "accept"
+        )
+    }
+    chains = forward(Rule((Match("ct state", ("untracked",)),), ACCEPT))
+    assert places(chains, IN) == POLICY
+    assert places(chains | raw, IN) == []
+
+
+def test_before_connections_are_tracked_no_state_is_known() -> None:
+    drop_new = Rule((Match("ct state", ("new",)),), DROP)
+    assert places(prerouting(-300, drop_new), IN) == []
+    assert places(prerouting(-150, drop_new), IN) == ["legacy ip x PREROUTING: ct state new drop"]
+
+
+@pytest.mark.parametrize(("hook", "reached"), [("prerouting", True), ("postrouting", True), ("input", False)])
+def test_hooks_before_and_after_forwarding_count(hook: Literal["prerouting"], reached: bool) -> None:
+    drop = Rule((Match("daddr", (NETWORK,)),), DROP)
+    chains = {ChainKey("legacy", "ip", "mangle", "X"): Chain((drop,), hook, "filter", -150, "accept")}
+    assert places(chains, IN) == (["legacy ip mangle X: daddr 10.5.0.0/16 drop"] if reached else [])
+
+
+def test_rules_in_a_ring_end() -> None:
+    ring = {"a": Chain((Rule((), Verdict("jump", "b")),)), "b": Chain((Rule((), Verdict("goto", "a")),))}
+    assert places(forward(Rule((), Verdict("jump", "a")), jumped_to=ring), IN) == []
+
+
+def test_many_ways_to_one_chain_cost_no_more_than_one() -> None:
+    twice = {f"c{number}": Chain((Rule((), Verdict("jump", f"c{number + 1}")),) * 2) for number in range(50)}
+    assert places(forward(Rule((), Verdict("jump", "c0")), jumped_to=twice | {"c50": Chain()}), IN) == POLICY
+
+
+def test_how_rules_are_shown() -> None:
+    rule = Rule(
+        (
+            Match("saddr", (ip_network("10.4.0.0/16"), NETWORK)),
+            Match("mark", (Mark(0, 0xFF),)),
+            Match("iifname", ("cni0",), negated=True),
+            Match("l4proto", (17,), negated=True),
+        ),
+        Verdict("reject"),
+        "no",
+    )
+    assert places(forward(rule, policy="accept"), IN) == [
+        "legacy ip filter FORWARD: saddr { 10.4.0.0/16, 10.5.0.0/16 } mark 0x0/0xff iifname != cni0 "
+        'l4proto != 17 reject comment "no"'
+    ]
+
+
+# --- random rule sets, and an oracle that tries every packet --------------------------------------
+
+CHAIN_NAMES = ("a", "b", "c")
+"""Each jumps to later ones only, as the kernel refuses rings."""
+CONDITIONS = (
+    Match("saddr", (NETWORK,)),
+    Match("saddr", (ip_network("10.5.34.0/24"),)),
+    Match("daddr", (ip_network("10.5.34.0/24"), ip_network("192.0.2.0/24"))),
+    Match("iifname", ("flannel.*",)),
+    Match("iifname", ("cni0", "docker0")),
+    Match("oifname", ("cni*", "eth0")),
+    Match("l4proto", (6,)),
+    Match("l4proto", (1, 58)),
+    Match("ct state", ("new", "related")),
+    Match("ct state", ("established",)),
+    Match("mark", (Mark(0x4000, 0x4000),)),
+)
+UNDECIDED = tuple(Match("other", (f"coin {number}",)) for number in range(3))
+
+
+@dataclass(frozen=True)
+class Packet:
+    """All that the oracle knows of one packet, values of fields as text."""
+
+    flow: Flow
+    protocol: int
+    coins: Mapping[str, bool]
+
+    def fits(self, match: Match) -> bool:
+        return any(self.fits_value(match.field, value) for value in match.values) != match.negated
+
+    def fits_value(self, field: str, value: Value) -> bool:
+        if isinstance(value, IPv4Network):
+            address = self.flow.source if field == "saddr" else self.flow.destination
+            return int(value.network_address) <= int(address) <= int(value.broadcast_address)
+        if isinstance(value, Mark):
+            return (0 & value.mask) == value.value
+        if field == "l4proto":
+            return value == self.protocol
+        if field == "other":
+            return self.coins[str(value)]
+        if field == "ct state":
+            return value == "new"
+        name = self.flow.iif if field == "iifname" else self.flow.oif
+        assert name is not None
+        text = str(value)
+        return name[: len(text) - 1] == text[:-1] if text[-1] == "*" else name == text
+
+
+def travel(chains: Chains, start: ChainKey, packet: Packet) -> str:
+    """`accept`, `drop`, or `` when the end of the chain is reached."""
+    for rule in chains[start].rules:
+        if not all(packet.fits(match) for match in rule.matches):
+            continue
+        kind = rule.verdict.kind
+        if kind in ("accept", "drop"):
+            return kind
+        if kind == "reject":
+            return "drop"
+        if kind == "return":
+            return ""
+        if kind in ("jump", "goto"):
+            end = travel(chains, start._replace(chain=rule.verdict.target), packet)
+            if end or kind == "goto":
+                return end
+    return ""
+
+
+def falls(chains: Chains, base: ChainKey, packet: Packet) -> bool:
+    return (travel(chains, base, packet) or chains[base].policy) == "drop"
+
+
+def matches(conditions: Sequence[Match]) -> st.SearchStrategy[Match]:
+    return st.builds(
+        lambda match, negated: replace(match, negated=negated), st.sampled_from(conditions), st.booleans()
+    )
+
+
+@st.composite
+def rule_sets(draw: st.DrawFn, conditions: Sequence[Match]) -> dict[ChainKey, Chain]:
+    chains: dict[ChainKey, Chain] = {}
+    simple = [Verdict(kind) for kind in ("accept", "drop", "reject", "return", "none")]
+    for place in range(len(CHAIN_NAMES) + 1):
+        later = CHAIN_NAMES[place:]
+        jumps = [Verdict(kind, name) for name in later for kind in ("jump", "goto")]
+        rules = draw(
+            st.lists(
+                st.builds(
+                    Rule,
+                    st.just(()) | st.lists(matches(conditions), max_size=2).map(tuple),
+                    st.sampled_from([*simple, *jumps]),
+                ),
+                max_size=4,
+            )
+        )
+        base = ("forward", "filter", 0, draw(st.sampled_from(["accept", "drop"]))) if place == 0 else ()
+        name = "FORWARD" if place == 0 else CHAIN_NAMES[place - 1]
+        chains[key(name)] = Chain(tuple(rules), *base)
+    return chains
+
+
+@thorough
+@given(rule_sets(CONDITIONS), st.sampled_from([IN, OUT]))
+def test_where_all_is_decided_the_answer_is_exact(chains: Chains, flow: Flow) -> None:
+    base = key("FORWARD")
+    expected = all(falls(chains, base, Packet(flow, protocol, {})) for protocol in (6, 253))
+    found = find_drops(chains, [flow])
+    assert [drop.base for drop in found] == [base] * expected
+    assert found == find_drops(dict(reversed(list(chains.items()))), [flow])
+
+
+@thorough
+@given(rule_sets((*CONDITIONS, *UNDECIDED)), st.sampled_from([IN, OUT]))
+def test_what_is_named_is_dropped_however_the_rest_turns_out(chains: Chains, flow: Flow) -> None:
+    for drop in find_drops(chains, [flow]):
+        for coins in product((True, False), repeat=len(UNDECIDED)):
+            told = dict(zip((str(match.values[0]) for match in UNDECIDED), coins, strict=True))
+            for protocol in (6, 253):
+                assert falls(chains, drop.base, Packet(flow, protocol, told))
