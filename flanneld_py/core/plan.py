@@ -3,8 +3,9 @@
 Safe means: no route whose neighbour or FDB entry is missing, nothing removed before its replacement
 stands. That fixes the order. *Set* goes links, sysctls, offloads, addresses, FDB, neighbours, nexthops,
 routes, blackholes, rules, files: a neighbour that changes its MAC must find the new MAC's FDB entry in place.
-*Delete* is the reverse, links last. A link that must be recreated, or that a wanted one cannot stand beside,
-goes first: the kernel refuses two vxlan devices of one VNI and port.
+*Delete* is the reverse, links last. A link that the kernel cannot change in place is replaced by its driver,
+and takes what hangs on it along only when the new one stands. One that a wanted link cannot stand beside goes
+first: the kernel refuses two vxlan devices of one VNI and port.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def plan(want: State, have: State) -> list[Op]:
     in_the_way = [name for name in have.links if _is_in_the_way(name, have, want)]
     gone = [name for name in have.links if name not in want.links and name not in in_the_way]
     ops = [Op("del", "links", name) for name in in_the_way]
-    rest = without_devices(have, {*in_the_way, *gone})
+    replaced = [name for name, link in want.links.items() if _is_replaced(name, link, have)]
+    rest = without_devices(have, {*in_the_way, *gone, *replaced})
     for table in SET_ORDER:
         ops += _sets(table, want.table(table), rest.table(table))
     for table in DELETE_ORDER:
@@ -66,6 +68,23 @@ def exclude_each_other(one: Link, other: Link) -> bool:
     return same_socket and (one.vni == other.vni or one.gbp != other.gbp)
 
 
+def lost_devices(ops: Collection[Op], have: State) -> set[str]:
+    """Those that these ops delete or replace: the plan counts what hangs on them as gone."""
+    links = (op for op in ops if op.table == "links")
+    return {op.key for op in links if op.verb == "del" or _is_replaced(op.key, op.value, have)}
+
+
+def replaces(name: str, want: Link, old: str, have: State) -> bool:
+    """Whether the link `name` cannot be made while `old` of `have` stands."""
+    return name == old or exclude_each_other(have.links[old], want)
+
+
+def rows_on(have: State, devices: Collection[str]) -> list[Op]:
+    """The ops that make these devices and what hung on them anew, as they were."""
+    rest = without_devices(have, set(devices))
+    return [op for table in SET_ORDER for op in _sets(table, have.table(table), rest.table(table))]
+
+
 def without_devices(state: State, names: set[str]) -> State:
     """What the kernel keeps of `state` when it deletes these devices: nothing that hangs on them."""
     if not names:
@@ -87,9 +106,10 @@ def apply_all(state: State, ops: Collection[Op]) -> State:
     """`state` after all of `ops` succeeded, as the kernel would leave it; each table is copied once."""
     tables: dict[Table, dict[Any, Any]] = {}
     for op in ops:
-        if op.table == "links" and op.verb == "del":
-            state, tables = without_devices(replace(state, **tables), {op.key}), {}
-            continue
+        if op.table == "links" and lost_devices([op], state := replace(state, **tables)):
+            state, tables = without_devices(state, {op.key}), {}
+            if op.verb == "del":
+                continue
         table = tables.get(op.table)
         if table is None:
             table = tables[op.table] = dict(state.table(op.table))
@@ -126,15 +146,20 @@ def referents(op: Op, want: State) -> Iterator[tuple[Table, Any]]:
         yield from (("addrs", key) for key in want.addrs)
 
 
-def still_needed(have: State, failed: Collection[tuple[Table, Any]]) -> set[tuple[Table, Any]]:
+def still_needed(
+    want: State, have: State, failed: Collection[tuple[Table, Any]]
+) -> set[tuple[Table, Any]]:
     """What must not be deleted now: the rows under those whose replacement has failed."""
     needed: set[tuple[Table, Any]] = set()
     for table, key in failed:
         neighbour = key if table == "neighs" else None
+        if table in ("links", "addrs"):
+            link = want.links.get(key if table == "links" else key[0])
+            needed |= {("links", name) for name, old in have.links.items() if link and _alike(old, link)}
         if table == "routes" and key in have.routes:
             hop = have.routes[key].nexthop
             neighbour = (hop.dev, hop.via)
-            needed |= {("nexthops", hop), ("neighs", neighbour)}
+            needed |= {("links", hop.dev), ("nexthops", hop), ("neighs", neighbour)}
         mac = have.neighs.get(neighbour) if neighbour else None
         if neighbour and mac:
             needed.add(("fdb", (neighbour[0], mac)))
@@ -155,8 +180,18 @@ def _route_referents(route: Route, want: State) -> Iterator[tuple[Table, Any]]:
 def _is_in_the_way(name: str, have: State, want: State) -> bool:
     link = have.links[name]
     if name in want.links:
-        return must_recreate(link, want.links[name])
+        new = want.links[name]
+        return must_recreate(link, new) and exclude_each_other(link, new)
     return any(exclude_each_other(link, wanted) for wanted in want.links.values())
+
+
+def _is_replaced(name: str, want: Link, have: State) -> bool:
+    return name in have.links and must_recreate(have.links[name], want)
+
+
+def _alike(old: Link, new: Link) -> bool:
+    """Whether they serve the same family."""
+    return old.local.version == new.local.version
 
 
 def _sets(table: Table, want: Mapping[Any, Any], have: Mapping[Any, Any]) -> Iterator[Op]:

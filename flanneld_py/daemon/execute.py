@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from flanneld_py.core.describe import describe_key
-from flanneld_py.core.plan import referents, still_needed
+from flanneld_py.core.plan import lost_devices, referents, replaces, rows_on, still_needed
 from flanneld_py.drivers.base import Driver
 from flanneld_py.model import Op, Outcome, Scope, State, Table
 
@@ -45,10 +45,11 @@ class Executor:
 
         An op is not tried whose referent has failed or is itself among those `held` back, nor a delete that
         would take the ground from under a row of `have` whose replacement has failed. A device that is up but
-        could not be changed still carries rows.
+        could not be changed still carries rows. One that had to be deleted for another that then could not be
+        made is put back.
         """
-        deleted = {op.key for op in ops if op.table == "links" and op.verb == "del"}
-        standing = {("links", name) for name in self._standing - deleted}
+        held = list(held)
+        standing = {("links", name) for name in self._standing - lost_devices((*ops, *held), have)}
         outcomes: list[Outcome] = []
         failed: dict[tuple[Table, object], str] = {
             (op.table, op.key): "failed before, is tried again later"
@@ -65,14 +66,32 @@ class Executor:
                 outcomes.append(outcome)
                 if outcome.error is not None and verb == "set" and (table, op.key) not in standing:
                     failed[table, op.key] = outcome.error
+            if (verb, table) == ("set", "links"):
+                outcomes = self._put_back(outcomes, have)
         return outcomes
+
+    def _put_back(self, outcomes: Sequence[Outcome], have: State) -> list[Outcome]:
+        """`outcomes` of links, those of deletes that were in vain as failures."""
+        unmade = [(op, error) for op, error in outcomes if op.verb == "set" and error is not None]
+        in_vain: dict[str, str] = {}
+        for done, refused in outcomes:
+            if done.verb == "del" and refused is None and done.key in have.links:
+                for op, error in unmade:
+                    if replaces(op.key, op.value, done.key, have):
+                        in_vain[done.key] = f"was put back, as {describe_key(op.table, op.key)}: {error}"
+        for table, run in groupby(rows_on(have, in_vain), key=lambda op: op.table):
+            self._driver_of[table].apply(list(run))
+        return [
+            Outcome(op, in_vain.get(op.key)) if op.verb == "del" and error is None else Outcome(op, error)
+            for op, error in outcomes
+        ]
 
 
 def _waiting(
     batch: Sequence[Op], want: State, have: State, failed: Mapping[tuple[Table, object], str]
 ) -> dict[object, str]:
     """Key of each op that must wait → why."""
-    needed = still_needed(have, failed) if batch[0].verb == "del" else set()
+    needed = still_needed(want, have, failed) if batch[0].verb == "del" else set()
     waits = {op.key: reason for op in batch if (reason := _waits(op, want, failed))}
     waits |= {op.key: "waits for what shall replace it" for op in batch if (op.table, op.key) in needed}
     return waits

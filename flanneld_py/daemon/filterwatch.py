@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import structlog
 
 from flanneld_py.core.drops import Drop, Flow, find_drops
-from flanneld_py.core.pace import TokenBucket
 from flanneld_py.core.rules import Names, Wish, matching, own_rows
 from flanneld_py.daemon.heartbeats import BEAT_EVERY
 from flanneld_py.daemon.inbox import Inbox, Levels, Problem, boottime
@@ -21,8 +20,9 @@ from flanneld_py.packetfilter import Chain, ChainKey, Chains
 
 LEGACY_EVERY = 0.5
 """Seconds between looks at the tables of legacy iptables, which tells nobody of a change."""
-BURST, PER_SECOND = 10, 10.0
-"""Looks at the packet filter: some program may change it all the time."""
+REST, LONGEST_REST = 4, 0.8
+"""How many times as long as a look took the next one waits, and seconds: some program may change thousands of
+rules all the time, and ours are to be back within a second all the same."""
 RETRY = 1.0
 """Seconds until the next look after one that failed."""
 FIX = "let it pass there, or name one of its chains by --forward-accept-in"
@@ -40,13 +40,16 @@ class FilterWatch:
         self._inbox = inbox
         self._names = names
         self._wish = wish
+        if wish.accept_in:
+            inbox.offer(accept_in=None)  # until we have looked: what stands there must not go
         self._monitor = NfMonitor()
         self._nft = NfReader()
         self._legacy = LegacyTables()
         self._log = structlog.get_logger().bind(part="filter")
-        self._bucket = TokenBucket(BURST, PER_SECOND, boottime())
         self._seen: tuple[int, bytes] | None = None
         self._chains: Chains = {}
+        self._judged: object = None
+        """Rules and flows that were judged last."""
         self._target: Target | None = None
         self._rows: dict[ChainKey, Chain] = {}
         """Ours, as they were at the last look."""
@@ -71,8 +74,9 @@ class FilterWatch:
             self._monitor.wait(self._wait)
             if self._inbox.stopped:
                 return
-            self._inbox.pause(self._bucket.take(boottime()))
+            begun = boottime()
             self._look()
+            self._inbox.pause(min(REST * (boottime() - begun), LONGEST_REST))
 
     @property
     def _wait(self) -> float:
@@ -92,8 +96,8 @@ class FilterWatch:
             self._failed = True
             return
         self._failed = False
-        self._offer(self._inbox.levels)
         self._compare()
+        self._find(self._inbox.levels)
 
     def _compare(self) -> None:
         """Wake the reconciler when our rules are others than at the last look, and than they should be."""
@@ -106,12 +110,16 @@ class FilterWatch:
             self._inbox.kernel_changed()
         self._rows = rows
 
-    def _offer(self, levels: Levels) -> None:
+    def _find(self, levels: Levels) -> None:
+        """Chains that are to accept our traffic, and those that drop it."""
         accept_in = matching(self._wish.accept_in, self._chains)
         if accept_in != levels.accept_in:
             self._inbox.offer(accept_in=accept_in)
-        drops = find_drops(self._chains, tuple(self._flows(levels)))
-        problem = _problem(drops)
+        flows = tuple(self._flows(levels))
+        if (self._seen, flows) == self._judged:
+            return
+        self._judged = (self._seen, flows)
+        problem = _problem(find_drops(self._chains, flows))
         if problem != levels.filter_problem:
             if problem is not None:
                 self._log.warning("traffic_dropped", reason=problem.reason, fix=problem.fix)

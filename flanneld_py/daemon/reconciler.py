@@ -14,7 +14,7 @@ import structlog
 from flanneld_py.core.describe import describe
 from flanneld_py.core.linger import Departures, departures, departures_since
 from flanneld_py.core.pace import RetrySchedule, TokenBucket
-from flanneld_py.core.plan import apply_all, plan, referents
+from flanneld_py.core.plan import apply_all, lost_devices, plan, referents
 from flanneld_py.daemon.execute import Executor
 from flanneld_py.daemon.inbox import Inbox, Levels, Problem, Report, boottime, utc_now
 from flanneld_py.daemon.leftout import LeftOut
@@ -194,18 +194,18 @@ class Reconciler:
                 memory.read_back_at = boottime() + _read_back_after(memory.actual)
             ops = plan(target.state, memory.actual)
             self._retry.keep_only(map(_retry_key, ops))
-            due, held = self._divide(ops, target.state)
+            due, held = self._divide(ops, target.state, memory.actual)
             if not due:
                 break
             outcomes += self._apply(due, held, target.state, memory.actual)
         return outcomes
 
-    def _divide(self, ops: Sequence[Op], want: State) -> tuple[list[Op], list[Op]]:
+    def _divide(self, ops: Sequence[Op], want: State, actual: State) -> tuple[list[Op], list[Op]]:
         """What is to be tried now, and what must wait: for its time, or for a row that waits."""
         due: list[Op] = []
         held: list[Op] = []
         waiting: dict[tuple[Table, Any], Op] = {}
-        now = boottime()
+        lost, now = lost_devices(ops, actual), boottime()
         for op in ops:
             first = next((waiting[row] for row in referents(op, want) if row in waiting), None)
             if first is not None:
@@ -214,7 +214,7 @@ class Reconciler:
                 due.append(op)
                 continue
             held.append(op)
-            if op.verb == "set" and not self._executor.is_standing(op.table, op.key):
+            if op.verb == "set" and (op.key in lost or not self._executor.is_standing(op.table, op.key)):
                 waiting[op.table, op.key] = op
         return due, held
 

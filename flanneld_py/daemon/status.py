@@ -11,7 +11,7 @@ from flanneld_py import __version__
 from flanneld_py.core.admit import OTHER_BACKEND, OUTSIDE
 from flanneld_py.core.records import shortened
 from flanneld_py.daemon.checks import NEEDED_TO_START, is_ready, ready_checks
-from flanneld_py.daemon.inbox import Levels, Problem, boottime
+from flanneld_py.daemon.inbox import Levels, Problem, boottime, utc_now
 
 SHOWN_FAILURES = 20
 SHOWN_BAD = 50
@@ -136,7 +136,7 @@ def find_problems(levels: Levels) -> Iterator[Problem]:
     ):
         if problem is not None:
             yield problem
-    if levels.report.peers_left_out_since:
+    if levels.report.passes:
         yield from _left_out(levels)
     if levels.report.failed:
         op, error = levels.report.failed[0]
@@ -160,10 +160,10 @@ def _left_out(levels: Levels) -> Iterator[Problem]:
     elif OUTSIDE not in reason and not reason.startswith(OTHER_BACKEND):
         fix = "correct that host's configuration, or remove its record if it is gone"
     elif levels.config_problem is not None and levels.config_problem.code == "config-pending":
-        fix = f"if that host has taken over the config that is pending here: flannelctl config apply; {IF_GONE}"
+        fix = f"if that host has taken over what is pending here: flannelctl config apply; {IF_GONE}"
     else:
         fix = f"take the stored config over there, too: flannelctl config apply on that host; {IF_GONE}"
-    since = levels.report.peers_left_out_since
+    since = levels.report.peers_left_out_since or utc_now()
     yield Problem("peers-left-out", f"{shortened(key)}: {shortened(reason)} ({len(left)} in all)", fix, since)
 
 

@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from flanneld_py.core.plan import must_recreate
 from flanneld_py.drivers import rtmessages as rt
 from flanneld_py.drivers.hostroutes import look_up, read_main
 from flanneld_py.drivers.links import (
@@ -48,6 +49,8 @@ IFA_F_NODAD = 0x02
 PROC_IPV6 = Path("/proc/sys/net/ipv6")
 IPV6_MIN_MTU = 1280
 """A device with less has no IPv6 (RFC 8200, section 5; addrconf_notify of net/ipv6)."""
+TEMPORARY_NAME = "flannel-"
+"""Of a device that is to take another's place: what is said of `flannel*` elsewhere holds for it, too."""
 GO_FLANNEL_NAME = re.compile(r"flannel(-v6)?\.\d+")
 FIRST_INDEX = 1 << 24
 """Above the interface indexes that the kernel gives out by itself, counting up from 1."""
@@ -178,11 +181,34 @@ class KernelLinks:
             return None
         return f"cannot delete {device.name}: {refused.reason}"
 
-    def _create(self, name: str, want: VxlanLink) -> str | None:
+    def _replace(self, old: Device, want: VxlanLink) -> str | None:
+        """Put another device in the place of one that cannot be changed into it, if it can be made at all.
+
+        It is made and brought up under a name of its own first, as a VNI or a port may be taken. What hangs on
+        the old one goes with it.
+        """
+        name = f"{TEMPORARY_NAME}{os.urandom(2).hex()}"
+        error = self._create(name, want, "the device that is to take its place")
+        if error is not None:
+            return f"{old.name} stays as it was: {error}"
+        index = socket.if_nametoindex(name)
+        steps = [
+            Request("link", "del", {"index": old.index}),
+            # Before Linux 6.2 a device that is up cannot be renamed.
+            Request("link", "set", {"index": index, "state": "down"}),
+            Request("link", "set", {"index": index, "ifname": old.name}),
+        ]
+        if want.up:
+            steps.append(Request("link", "set", {"index": index, "state": "up"}))
+        refused = next(filter(None, self._send(*steps)), None)
+        return f"cannot put another device in the place of {old.name}: {refused.reason}" if refused else None
+
+    def _create(self, name: str, want: VxlanLink, called: str = "") -> str | None:
+        called = called or name
         try:
             underlying = socket.if_nametoindex(want.dev)
         except OSError:
-            return f"cannot create {name}: its underlying device {want.dev} does not exist"
+            return f"cannot create {called}: its underlying device {want.dev} does not exist"
         # The alias goes with the creation in one send, which the kernel carries out whole before it heeds a
         # signal: a killed daemon leaves no device without its mark. It goes by an index of our own choice:
         # by name it would mark somebody else's device, if that is why the creation fails.
@@ -209,14 +235,17 @@ class KernelLinks:
         if refused is not None:
             if refused.code == errno.EOPNOTSUPP:
                 raise Unsupported(
-                    f"cannot create {name}: {refused.reason}: this kernel has no vxlan; install its module "
+                    f"cannot create {called}: {refused.reason}: this kernel has no vxlan; install its module "
                     f"vxlan (CONFIG_VXLAN), or set the config's Backend.Type to host-gw"
                 )
-            return f"cannot create {name}: {_explain(refused, want)}{self._holder(refused, want)}"
+            return f"cannot create {called}: {_explain(refused, want)}{self._holder(refused, want)}"
         if unmarked is not None:
             self._send(Request("link", "del", {"index": index}))
-            return f"cannot mark {name} as ours: {unmarked.reason}"
-        return self._carry_out(name, want, {"state": {"state": "up"}} if want.up else {}, index)
+            return f"cannot mark {called} as ours: {unmarked.reason}"
+        error = self._carry_out(called, want, {"state": {"state": "up"}} if want.up else {}, index)
+        if error is not None:
+            self._send(Request("link", "del", {"index": index}))
+        return error
 
     def _holder(self, refused: Failure, want: VxlanLink) -> str:
         """Who holds the VNI for which a creation was refused, and what to do about it."""
@@ -233,11 +262,8 @@ class KernelLinks:
         if device.kind != "vxlan":
             return f"device {device.name} is a {device.kind}, not a vxlan device; remove or rename it"
         have = _vxlan_link(device)
-        fixed = [name for name in ("vni", "port", "gbp") if getattr(have, name) != getattr(want, name)]
-        if have.local.version != want.local.version:
-            fixed.append("address family")
-        if fixed:
-            return f"{device.name} must be recreated: its {', '.join(fixed)} cannot be changed in place"
+        if must_recreate(have, want):
+            return self._replace(device, want)
         try:
             changes = _changes(have, want)
         except OSError:

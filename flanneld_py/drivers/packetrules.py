@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
-from flanneld_py.core.rules import Names, others, own_rows
+from flanneld_py.core.rules import BUILTIN, Names, others, own_rows
 from flanneld_py.core.ruletext import Edit, iptables_script, nft_script
 from flanneld_py.drivers import nfdelete
 from flanneld_py.drivers.filtertools import LOCK_WAIT, Tools, run_script
@@ -25,6 +25,8 @@ class PacketRules:
         self._tools = tools
         self._nft = NfReader()
         self._legacy = LegacyTables()
+        self._tables: set[tuple[str, str]] | None = None
+        """nf_tables' that may hold something of ours; None: not known yet, so all are read."""
         self._last: tuple[int, bytes] | None = None
         self._chains: Chains = {}
         self._own: dict[ChainKey, Chain] = {}
@@ -37,14 +39,24 @@ class PacketRules:
     def observe(self, scope: Scope) -> State:
         now = (self._nft.generation(), self._legacy.fingerprint())
         if now != self._last:
-            self._chains = {**self._nft.chains(), **self._legacy.chains()}
+            self._chains = {**self._nft.chains(self._tables), **self._legacy.chains()}
             self._last = now
         self._own = own_rows(self._chains, self._names, scope.networks)
+        self._note_tables(self._own)
         self._others = dict(others(self._chains, self._names, scope.networks))
         return State(rules=self._own)
 
+    def _note_tables(self, keys: Iterable[ChainKey]) -> None:
+        if self._tables is None:
+            self._tables = {
+                *zip(("ip", "ip6"), self._names.tables, strict=True),
+                *((family, table) for family in ("ip", "ip6") for table in BUILTIN),
+            }
+        self._tables |= {(key.family, key.table) for key in keys if key.where == "nft"}
+
     def apply(self, ops: Sequence[Op]) -> Sequence[Outcome]:
         self._last = None
+        self._note_tables(op.key for op in ops)
         errors: dict[ChainKey, str | None] = {}
         edits = []
         for op in ops:

@@ -214,7 +214,7 @@ class Machine:
         return self._ask(["journalctl", "--unit", unit, "--output=cat", "--no-pager"]).stdout
 
     def wait_state(self, state: str, timeout: float = 20) -> None:
-        """Until flanneld-py is `active`, `failed` …"""
+        """Until flanneld-py is in this ActiveState."""
         try:
             wait_for(lambda: self.show("ActiveState"), timeout, f"{UNIT} to be {state}", lambda s: s == state)
         except LabError as late:

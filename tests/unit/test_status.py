@@ -343,7 +343,50 @@ def test_bad_records_and_rejected_peers_stand_together() -> None:
     # One bad record of another host is no fault of this one, but somebody should know.
     assert found["state"] == "in sync"
     assert [problem["code"] for problem in found["problems"]] == ["peers-left-out"]
-    assert found["problems"][0]["reason"] == "10.5.3.0-24: backend is host-gw (1 in all)"
+    assert found["problems"][0]["reason"] == "10.5.3.0-24: backend is host-gw (2 in all)"
+
+
+PENDING = Problem("config-pending", "Network 10.5.0.0/16 becomes 10.6.0.0/16", "flannelctl config apply")
+
+
+@pytest.mark.parametrize(
+    ("reason", "pending", "advice"),
+    [
+        (
+            "subnet 10.6.3.0/24 lies outside the Network 10.5.0.0/16",
+            None,
+            "flannelctl config apply on that host",
+        ),
+        (
+            "subnet 10.6.3.0/24 lies outside the Network 10.5.0.0/16",
+            PENDING,
+            "pending here: flannelctl config apply",
+        ),
+        ("backend is host-gw, this host's is vxlan", None, "flannelctl config apply on that host"),
+        (
+            "subnet 10.5.3.0/24 overlaps the older lease 10.5.3.0-23",
+            PENDING,
+            "correct that host's configuration",
+        ),
+    ],
+)
+def test_a_host_with_another_config_is_to_take_it_over(
+    reason: str, pending: Problem | None, advice: str
+) -> None:
+    report = replace(WELL.report, peers=Peers((PEER,), {"10.6.3.0-24": reason}))
+    found = status(replace(WELL, report=report, config_problem=pending))
+    assert advice in found["problems"][-1]["fix"]
+
+
+def test_an_unreadable_record_is_a_problem_by_itself() -> None:
+    bad = {"10.5.9.0-24": "the value is not JSON"}
+    (problem,) = status(replace(WELL, snapshot=Snapshot(5, 1, {}, bad)))["problems"]
+    assert (problem["code"], problem["reason"]) == (
+        "peers-left-out",
+        "10.5.9.0-24: the value is not JSON (1 in all)",
+    )
+    assert "flannelctl leases release --force" in problem["fix"]
+    assert problem["since"]
 
 
 def test_a_reservation_has_no_ttl() -> None:

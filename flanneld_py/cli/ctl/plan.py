@@ -42,7 +42,7 @@ def _obstacle(status: dict[str, object]) -> str:
 
     The MTU is known from the first plan on.
     """
-    if status.get("mtu") is not None:
+    if status.get("subnets") and status.get("mtu") is not None:
         return ""
     problems = status.get("problems")
     first = problems[0] if isinstance(problems, list) and problems else {}

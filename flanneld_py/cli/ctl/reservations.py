@@ -200,10 +200,12 @@ def _require_not_ours(settings: Settings, found: _Found) -> None:
     except NoAnswer:
         return
     lease, record = status["lease"], found.record
-    written_by_us = record is None or (
-        (record.node_id, f"{record.etcd_lease:x}") == (status["node_id"], lease.get("etcd_lease"))
-    )
-    if status["prefix"] == settings.prefix and lease["key"] == found.key and written_by_us:
+    ours = status["prefix"] == settings.prefix and lease["key"] == found.key
+    if record is not None and record.node_id != status["node_id"]:
+        ours = False
+    elif lease["state"] == "conflict" and f"{found.etcd_lease:x}" != lease.get("etcd_lease"):
+        ours = False  # a clone's, which has our node id
+    if ours:
         raise FlanneldError(
             f"{found.key} is this host's own, and its daemon (pid {status['pid']}) runs: stop that, then "
             "release it, or use flannelctl cleanup --release-lease"
@@ -243,7 +245,7 @@ def _require_silent(registry: EtcdRegistry, record: Record) -> None:
     if left >= 0 and wait > 0:
         raise FlanneldError(
             f"{record.key} is held by {owner_of(record)}, who renewed it {duration(granted - left)} ago: "
-            f"stop the daemon there, and release it in {duration(wait)}, when it counts as gone; or use --force"
+            f"stop the daemon there, then release it in {duration(wait)}, when it counts as gone, or use --force"
         )
 
 

@@ -1,0 +1,248 @@
+"""flanneld-py.service under a real systemd: when it is ready, what ends it, who keeps his hands off."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from flanneld_py.lab import wait_for
+from tests.netns.nspawn import UNIT, debian, machine
+from tests.netns.observing import start_pings, wait_answers
+from tests.netns.scenes import BACKENDS, config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flanneld_py.lab import Host, Lab
+    from tests.netns.nspawn import Machine
+
+WATCHDOG = 2
+"""Seconds, instead of the unit's 30."""
+DROP_IN = f"/etc/systemd/system/{UNIT}.d/test.conf"
+SEEN_AT_READY = "/run/subnet.env-at-ready"
+DOCKER = """
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/cp /run/flannel/subnet.env /run/subnet.env-for-docker
+[Install]
+WantedBy=multi-user.target
+"""
+ETH0 = """
+[Match]
+Name=eth0
+[Network]
+LinkLocalAddressing=no
+IPv6AcceptRA=no
+[Address]
+Address={address}/24
+Broadcast=no
+"""
+GREEDY = """
+[Match]
+Name=*
+[Link]
+MTUBytes=1280
+MACAddress=02:00:00:00:00:99
+[Network]
+Address=10.99.0.1/24
+LinkLocalAddressing=no
+"""
+"""Of somebody who wants all interfaces."""
+
+
+@pytest.fixture(scope="session")
+def root(session_lab: Lab) -> Path:  # noqa: ARG001 - it knows whether there can be a lab
+    return debian()
+
+
+@pytest.fixture
+def alpha(lab: Lab) -> Host:
+    lab.etcd.put_config(config("vxlan"))
+    return lab.add_host("alpha")
+
+
+def pods(alpha: Host, beta: Host) -> None:
+    for host in (alpha, beta):
+        host.attach_pods()
+    wait_for(lambda: beta.pod.ping(alpha.pod.address).received, 10, "the pods to reach each other")
+
+
+def restarts(booted: Machine) -> int:
+    return int(booted.show("NRestarts"))
+
+
+def status(host: Host) -> dict[str, Any]:
+    seen: dict[str, Any] = json.loads(host.status_file.read_text())
+    return seen
+
+
+def test_ready_when_subnet_env_stands_and_not_before(lab: Lab, root: Path, alpha: Host) -> None:
+    """It waits for etcd longer than a start may take, and what comes after it waits as long."""
+    copy = f"ExecStartPost=+/bin/cp /run/flannel/subnet.env {SEEN_AT_READY}"
+    files = {
+        DROP_IN: f"[Service]\nTimeoutStartSec=2\n{copy}\n",
+        "/etc/systemd/system/docker.service": DOCKER,
+    }
+    lab.etcd.stop()
+    with machine(alpha, root, files=files) as booted:
+        booted.run("systemctl", "start", "--no-block", UNIT, "docker.service")
+        wait_for(lambda: booted.show("StatusText"), 10, "a status", lambda text: "etcd" in text)
+        started = time.monotonic()
+        wait_for(time.monotonic, 10, "more than the time for a start", lambda now: now > started + 3)
+        assert booted.show("ActiveState") == "activating"
+        assert booted.show("ActiveState", "docker.service") == "inactive"
+        assert not alpha.subnet_file.exists()
+        lab.etcd.start()
+        booted.wait_state("active")
+        assert booted.path(SEEN_AT_READY).read_text() == alpha.subnet_file.read_text()
+        wait_for(lambda: booted.show("ActiveState", "docker.service"), 10, "docker", lambda s: s == "active")
+        assert booted.path("/run/subnet.env-for-docker").read_text() == alpha.subnet_file.read_text()
+        assert restarts(booted) == 0
+
+
+@pytest.fixture
+def pair(lab: Lab, alpha: Host) -> tuple[Host, Host]:
+    beta = lab.add_host("beta")
+    beta.start_daemon().wait_ready()
+    return alpha, beta
+
+
+def test_a_stopped_daemon_is_killed_and_comes_back_without_a_lost_ping(
+    root: Path, pair: tuple[Host, Host]
+) -> None:
+    alpha, beta = pair
+    with machine(alpha, root, files={DROP_IN: f"[Service]\nWatchdogSec={WATCHDOG}\n"}) as booted:
+        booted.start()
+        pods(alpha, beta)
+        before = alpha.subnet_env(), status(alpha)["pid"]
+        ping = start_pings(beta, alpha)
+        booted.run("systemctl", "kill", "--signal=STOP", "--kill-whom=main", UNIT)
+        wait_for(lambda: restarts(booted), 20, "a restart")
+        booted.wait_state("active")
+        wait_answers(ping)
+        assert ping.stop().lost == ()
+        assert "Watchdog timeout" in booted.journal()
+        assert alpha.subnet_env() == before[0]
+        assert status(alpha)["pid"] != before[1]
+        assert restarts(booted) == 1
+
+
+def test_stop_start_kill_and_reload_lose_no_ping(root: Path, pair: tuple[Host, Host]) -> None:
+    alpha, beta = pair
+    with machine(alpha, root) as booted:
+        booted.start()
+        pods(alpha, beta)
+        subnet = alpha.subnet_file.read_text()
+        ping = start_pings(beta, alpha)
+        booted.run("systemctl", "stop", UNIT)
+        assert alpha.subnet_file.read_text() == subnet
+        assert booted.path("/var/lib/flanneld-py/state.json").exists()
+        wait_answers(ping)
+        booted.start()
+        booted.run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", UNIT)
+        wait_for(lambda: restarts(booted), 20, "a restart")
+        booted.wait_state("active")
+        booted.run("systemctl", "reload", UNIT)
+        wait_for(booted.journal, 10, "the resync", lambda text: '"resync"' in text)
+        booted.wait_state("active")
+        wait_answers(ping)
+        assert ping.stop().lost == ()
+        assert alpha.subnet_file.read_text() == subnet
+
+
+@pytest.mark.parametrize(
+    ("variables", "code"),
+    [({"FLANNELD_IFACE": "nosuch"}, "78"), ({"FLANNELD_HEALTHZ_PORT": "nosuch"}, "2")],
+    ids=["nosuch interface", "wrong flag"],
+)
+def test_what_a_restart_does_not_cure_is_not_restarted(
+    root: Path, alpha: Host, variables: dict[str, str], code: str
+) -> None:
+    with machine(alpha, root, variables) as booted:
+        booted.run("systemctl", "start", "--no-block", UNIT)
+        booted.wait_state("failed")
+        assert (booted.show("ExecMainStatus"), restarts(booted)) == (code, 0)
+        assert "nosuch" in booted.journal()
+
+
+@pytest.mark.parametrize("nftables", [True, False], ids=["nftables", "iptables"])
+def test_rules_are_written_from_within_the_sandbox(lab: Lab, root: Path, alpha: Host, nftables: bool) -> None:
+    lab.etcd.put_config(config("vxlan", EnableNFTables=nftables))
+    with machine(alpha, root, {"FLANNELD_IP_MASQ": "true"}) as booted:
+        booted.start()
+        rules = booted.run("nft", "list", "ruleset")
+        assert ("masquerade" in rules, "flannel" in rules.lower()) == (True, True)
+        assert ("FLANNEL-POSTRTG" in rules) is not nftables
+        assert status(alpha)["problems"] == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_networkd_restarts_without_touching_what_is_ours(lab: Lab, root: Path, backend: str) -> None:
+    alpha, beta = lab.add_hosts("alpha", "beta")
+    lab.etcd.put_config(config(backend))
+    beta.start_daemon().wait_ready()
+    files = {
+        "/etc/systemd/network/50-eth0.network": ETH0.format(address=alpha.address),
+        "/etc/systemd/network/60-all.network": GREEDY,
+    }
+    with machine(alpha, root, files=files) as booted:
+        booted.start()
+        booted.run("systemctl", "start", "systemd-networkd")
+        pods(alpha, beta)
+        before = kernel(alpha)
+        eth0 = booted.path(f"/run/systemd/netif/links/{index(alpha, 'eth0')}")
+        ping = start_pings(beta, alpha)
+        for _ in range(2):
+            booted.run("systemctl", "restart", "systemd-networkd")
+            wait_for(lambda: _text(eth0), 20, "eth0 to be configured", lambda s: "STATE=configured" in s)
+            wait_answers(ping)
+        assert ping.stop().lost == ()
+        assert kernel(alpha) == before
+        seen = status(alpha)
+        assert (seen["in_sync"], seen["repaired"], seen["problems"]) == (True, {}, [])
+        assert "nknown" not in booted.journal("systemd-networkd")
+
+
+def index(host: Host, name: str) -> int:
+    (link,) = host.ip("link", "show", name)
+    return int(link["ifindex"])
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def kernel(host: Host) -> dict[str, Any]:
+    """What stands on a host that networkd could touch, without what changes by itself."""
+    links = [
+        (link["ifname"], link["address"], link["mtu"], link.get("master"), link.get("ifalias"))
+        for link in host.ip("link", "show")
+    ]
+    addresses = [
+        (link["ifname"], entry["local"], entry["prefixlen"])
+        for link in host.ip("address", "show", "scope", "global")
+        for entry in link.get("addr_info", [])
+        if link["ifname"] != "eth0"
+    ]
+    return {
+        "links": links,
+        "addresses": addresses,
+        "routes": host.ip("route", "show", "proto", "96"),
+        "nexthops": host.ip("nexthop", "show", "proto", "96"),
+        "neighbours": [n for n in host.ip("neighbour", "show") if n["state"] == ["PERMANENT"]],
+        "fdb": [entry for entry in host.bridge("fdb", "show") if entry.get("state") == "permanent"],
+    }
+
+
+def test_udev_leaves_the_mac_address_alone(root: Path, alpha: Host) -> None:
+    with machine(alpha, root) as booted:
+        booted.start()
+        (device,) = (link for link in alpha.ip("link", "show") if link["ifname"].startswith("flannel"))
+        path = f"/sys/class/net/{device['ifname']}"
+        said = booted.run("udevadm", "test-builtin", "net_setup_link", path)
+        assert "ID_NET_LINK_FILE=/usr/local/lib/systemd/network/10-flanneld-py.link" in said
+        assert alpha.ip("link", "show", device["ifname"])[0]["address"] == device["address"]

@@ -1,0 +1,123 @@
+"""A thread that hangs is noticed, and systemd's watchdog is then fed no more."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from flanneld_py.daemon.heartbeats import BEAT_EVERY, LIMITS, Heartbeats
+from flanneld_py.daemon.inbox import Inbox
+from flanneld_py.daemon.notify import LONGEST_INTERVAL, Notifier, Watchdog, watchdog_interval
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def test_late_is_who_did_not_beat_in_time() -> None:
+    beats = Heartbeats({"a": 10.0, "b": 20.0})
+    beats.beat("b")
+    beats.beat("a")
+    now = time.monotonic()
+    assert beats.late(now) == []
+    assert beats.late(now + 15) == ["a"]
+    assert beats.late(now + 25) == ["a", "b"]
+    beats.beat("a")
+    assert beats.late(time.monotonic() + 25) == ["a", "b"]
+    assert beats.late(time.monotonic()) == []
+
+
+def test_who_never_began_and_who_has_no_limit_is_not_late() -> None:
+    beats = Heartbeats({"a": 10.0})
+    beats.beat("main")
+    assert beats.late(time.monotonic() + 1000) == []
+
+
+def test_waiting_threads_show_themselves_several_times_within_each_limit() -> None:
+    assert min(LIMITS.values()) >= 3 * BEAT_EVERY
+
+
+def test_a_thread_beats_while_it_waits_for_the_inbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flanneld_py.daemon.inbox.BEAT_EVERY", 0.01)
+    beaten: list[str] = []
+    enough = threading.Event()
+
+    class Beats(Heartbeats):
+        def beat(self, name: str) -> None:
+            beaten.append(name)
+            if len(beaten) >= 10:
+                enough.set()
+
+    inbox = Inbox(Beats())
+    seen, _ = inbox.wait(-1)
+    beaten.clear()
+    enough.clear()
+    thread = threading.Thread(target=inbox.wait, args=(seen,), name="reconciler")
+    thread.start()
+    assert enough.wait(10)
+    inbox.stop()
+    thread.join(10)
+    assert set(beaten) == {"reconciler"}
+
+
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """The end of $NOTIFY_SOCKET that is systemd's."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(tmp_path / "notify"))
+        receiver.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        yield receiver
+
+
+def told(manager: socket.socket) -> list[list[str]]:
+    messages = []
+    while True:
+        try:
+            messages.append(manager.recv(4096).decode().splitlines())
+        except BlockingIOError:
+            return messages
+
+
+def test_the_watchdog_is_fed_while_all_threads_turn(manager: socket.socket) -> None:
+    beats, notifier = Heartbeats({"a": 10.0}), Notifier()
+    watchdog = Watchdog(notifier, beats)
+    notifier.send(READY="1")
+    beats.beat("a")
+    now = time.monotonic()
+    watchdog.feed(now)
+    watchdog.feed(now + 15)
+    watchdog.feed(now + 20)
+    beats.beat("a")
+    watchdog.feed(time.monotonic())
+    assert told(manager) == [["READY=1"], ["WATCHDOG=1"], ["WATCHDOG=1"]]
+
+
+def test_a_start_asks_for_more_time_while_all_threads_turn(manager: socket.socket) -> None:
+    beats, notifier = Heartbeats({"a": 10.0}), Notifier()
+    watchdog = Watchdog(notifier, beats)
+    beats.beat("a")
+    watchdog.feed(time.monotonic())
+    watchdog.feed(time.monotonic() + 15)
+    assert told(manager) == [["WATCHDOG=1", "EXTEND_TIMEOUT_USEC=60000000"]]
+
+
+def test_a_reload_never_says_ready_before_its_time(manager: socket.socket) -> None:
+    notifier = Notifier()
+    notifier.send_reloaded(2.5)
+    assert told(manager) == []
+    notifier.send(READY="1")
+    notifier.send_reloaded(2.5)
+    assert told(manager) == [["READY=1"], ["RELOADING=1", "MONOTONIC_USEC=2500000"], ["READY=1"]]
+
+
+@pytest.mark.parametrize(
+    ("usec", "seconds"),
+    [("3000000", 1.5), ("30000000", 10.0), ("", LONGEST_INTERVAL), ("0", LONGEST_INTERVAL), ("x", 10.0)],
+)
+def test_the_watchdog_is_fed_twice_in_its_time(usec: str, seconds: float) -> None:
+    assert watchdog_interval(usec) == seconds
