@@ -11,7 +11,7 @@ TOOLS := etcd=etcd-server etcdctl=etcd-client ip=iproute2 bridge=iproute2 ping=i
 TOOLS += iperf3=iperf3 tcpdump=tcpdump strace=strace ethtool=ethtool sysctl=procps
 TOOLS += unshare=util-linux nsenter=util-linux setpriv=util-linux prlimit=util-linux stdbuf=coreutils
 TOOLS += openssl=openssl chattr=e2fsprogs iptables=iptables
-TOOLS += shellcheck=shellcheck busybox=busybox
+TOOLS += shellcheck=shellcheck busybox=busybox-static
 TOOLS += systemd-nspawn=systemd-container systemd-analyze=systemd debootstrap=debootstrap
 TOOLS += /usr/lib/cni/bridge=containernetworking-plugins
 

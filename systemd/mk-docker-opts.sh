@@ -112,9 +112,9 @@ network() {
         /^[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+\/[0-9]+$/ && $5 <= 32 {
             left = $5
             for (i = 1; i <= 4; i++) {
-                size = left >= 8 ? 1 : left <= 0 ? 256 : 2 ^ (8 - left)
+                size = 256 # by halves: some awk of busybox has no powers
+                for (; size > 1 && left > 0; left--) size /= 2
                 $i -= $i % size
-                left -= 8
             }
             printf "%d.%d.%d.%d%s\n", $1, $2, $3, $4, $5 < 32 ? "/" $5 : ""
         }'

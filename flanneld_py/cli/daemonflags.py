@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
@@ -12,6 +13,7 @@ from click.core import ParameterSource
 
 from flanneld_py import __version__
 from flanneld_py.cli.flagtable import BOOLEANS, FLAGS, GROUPS, Flag
+from flanneld_py.cli.variables import misspelt
 from flanneld_py.core.duration import parse_duration
 from flanneld_py.core.goflags import TRUTH, normalise, parse_integer
 from flanneld_py.core.ifselect import pattern_of
@@ -141,6 +143,8 @@ def _tell(options: Options) -> None:
     if ignored:
         reason = f"{ignored[0]!r} is no flag: it and what follows it is ignored, as flannel does"
         log.warning("arguments_ignored", reason=reason + _hint(ignored), arguments=len(ignored))
+    for line in misspelt(os.environ):
+        log.warning("variable_ignored", reason=line)
     if not options.etcd.prefix.startswith("/"):
         log.warning(
             "prefix_without_slash",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import PurePosixPath
@@ -94,14 +95,32 @@ def parse_environment_file(text: str) -> dict[str, str]:
     `export` before a name is let pass. Comment lines begin with # or ;. Lines that assign nothing are passed
     over, and the last assignment to a name wins.
     """
-    variables: dict[str, str] = {}
+    return {name: value for _, name, value in _assignments(text) if name}
+
+
+def stray_lines(text: str) -> list[int]:
+    """The numbers, from 1, of the lines of an environment file that assign nothing and are no comments."""
+    strays, number, counted = [], 1, 0
+    for begin, name, line in _assignments(text):
+        number, counted = number + text.count("\n", counted, begin), begin
+        if not name and line.strip() and line.strip()[0] not in "#;":
+            strays.append(number)
+    return strays
+
+
+def _assignments(text: str) -> Iterator[tuple[int, str, str]]:
+    """Where each begins, with name and value; of a line that assigns nothing the name is empty."""
     position = 0
     while position < len(text):
+        begin, name, value = position, "", ""
         assignment = _ASSIGNMENT.match(text, position)
         if assignment is not None:
-            variables[assignment[1]], position = _value(text, assignment.end())
-        position = text.find("\n", position) + 1 or len(text)
-    return variables
+            name = assignment[1]
+            value, position = _value(text, assignment.end())
+        end = text.find("\n", position)
+        end = len(text) if end < 0 else end
+        yield begin, name, value if name else text[begin:end]
+        position = end + 1
 
 
 def _value(text: str, position: int) -> tuple[str, int]:

@@ -84,6 +84,8 @@ class Report:
     """Of these, the ones we made."""
     offloads: Mapping[str, bool] = field(default_factory=dict)
     """Device → whether its checksum offload shall be on; the others are left as they are."""
+    rules_by: str | None = None
+    """The tool by which packet-filter rules are made; None: there are none of ours."""
     peers: Peers = field(default_factory=Peers)
     held: int = 0
     """Of the peers, those whose record vanished together with many others."""

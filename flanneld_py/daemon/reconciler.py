@@ -291,6 +291,7 @@ class Reconciler:
                 devices=target.devices,
                 own_links=frozenset(target.state.links),
                 offloads=target.state.offloads,
+                rules_by=target.rules_by,
                 peers=target.peers,
                 held=len(memory.departed.held),
                 repaired=dict(memory.repaired),

@@ -189,6 +189,12 @@ class Daemon:
         self._watchdog = Watchdog(self._notifier, self._heartbeats)
         self._registry = EtcdRegistry(options.etcd, partial(self._inbox.counts.took, "registry_request"))
         settings, names = settings_of(options, last, find_tools()), names_of(prefix)
+        if settings.tools == Tools():
+            self._log.warning(
+                "no_filter_tool",
+                reason="neither nft nor iptables is installed, so no packet-filter rules are made; "
+                "install nftables or iptables, then restart",
+            )
         self._filterwatch = FilterWatch(self._inbox, names, settings.wish)
         tables, links, blackholes = RtnetlinkTables(prefix), KernelLinks(prefix), Blackholes()
         self._monitor = Monitor(ignore_ports={*tables.port_ids, *links.port_ids, *blackholes.port_ids})
@@ -329,7 +335,10 @@ class Daemon:
             self._notifier.send_reloaded(time.monotonic())
 
     def _stop(self, number: int) -> None:
-        self._log.info("stop", signal=signal.Signals(number).name)
+        if number == THREAD_DIED:
+            self._log.info("stop", reason=str(self.ended_by or "a defect of ours"))
+        else:
+            self._log.info("stop", signal=signal.Signals(number).name)
         self._notifier.send(STOPPING="1", STATUS="stopping; the data plane stays")
         deadline = boottime() + STOP_WITHIN
         self._inbox.stop()

@@ -58,6 +58,7 @@ def compose(
         "subnets": [str(net) for net in record.subnets.values()] if record else [],
         "mtu": report.mtu,
         "offloads": {dev: "on" if on else "off" for dev, on in report.offloads.items()},
+        "rules_by": report.rules_by,
         "external": {
             "name": host.external.name,
             "mtu": host.external.mtu,

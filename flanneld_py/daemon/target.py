@@ -9,7 +9,7 @@ from typing import NamedTuple
 from flanneld_py.core.admit import Peers, admit
 from flanneld_py.core.desired import desired, subnet_env
 from flanneld_py.core.linger import WIPE_GRACE
-from flanneld_py.core.rules import Wish, desired_rules, names_of
+from flanneld_py.core.rules import Tool, Wish, desired_rules, names_of
 from flanneld_py.core.subnetchoice import is_compatible
 from flanneld_py.daemon.inbox import Levels, Network
 from flanneld_py.drivers.filtertools import Tools
@@ -64,6 +64,8 @@ class Target(NamedTuple):
     peers: Peers
     mtu: int
     scope: Scope
+    rules_by: str | None = None
+    """The tool by which packet-filter rules are made; None: there are none of ours."""
 
     @property
     def devices(self) -> frozenset[str]:
@@ -116,19 +118,16 @@ def target_of(inputs: Inputs, departed: Collection[Record], settings: Settings) 
         (settings.subnet_file, text),
         blackhole=settings.blackhole,
     )
-    state = replace(state, rules=_rules(inputs, settings))
-    return Target(state, peers, mtu, _scope(inputs, settings, state))
+    tool = settings.tools.choose(nftables=network.config.nftables)
+    if tool is not None or settings.wish.masquerade:
+        # Without any tool, writing the rules of nft says which one is missing.
+        state = replace(state, rules=_rules(inputs, settings, tool or "nft"))
+    return Target(state, peers, mtu, _scope(inputs, settings, state), tool if state.rules else None)
 
 
-def _rules(inputs: Inputs, settings: Settings) -> dict[ChainKey, Chain]:
-    config, own = inputs.network.config, inputs.own.record
-    tool = settings.tools.choose(nftables=config.nftables)
-    if tool is None and not settings.wish.masquerade:
-        return {}
-    names = names_of(settings.prefix)
-    return desired_rules(
-        config.network_of, own.subnets, settings.wish, names, tool or "nft", inputs.accept_in
-    )
+def _rules(inputs: Inputs, settings: Settings, tool: Tool) -> dict[ChainKey, Chain]:
+    networks, own = inputs.network.config.network_of, inputs.own.record.subnets
+    return desired_rules(networks, own, settings.wish, names_of(settings.prefix), tool, inputs.accept_in)
 
 
 def _scope(inputs: Inputs, settings: Settings, state: State) -> Scope:

@@ -24,6 +24,9 @@ import grpc
 
 from flanneld_py.drivers import etcdtxn
 from flanneld_py.drivers.etcdanswers import (
+    CA,
+    CERTIFICATE,
+    USER,
     AttemptError,
     LeaseExists,
     LeaseTime,
@@ -91,6 +94,11 @@ class EtcdRegistry:
         self._settings = settings
         self._timed = timed
         self._endpoints = check(settings)
+        self._given = {
+            CA: settings.told_ca,
+            CERTIFICATE: settings.told_certificate,
+            USER: settings.told_user,
+        }
         self._root = key_root(settings.prefix).encode(errors="surrogateescape")
         self._lock = threading.Lock()
         self._index = 0
@@ -332,7 +340,7 @@ class EtcdRegistry:
                 self._log_in(link)
                 return attempt(link)
             except grpc.RpcError as error:
-                failure = explain(error)
+                failure = explain(error, self._given)
             except AttemptError as error:
                 failure = error
             except ValueError:  # what gRPC raises for a call on a closed channel

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from flanneld_py.errors import Compacted, LeaseGone, Refused, RegistryError, Replaced, Unreachable
@@ -34,6 +36,11 @@ def entry_of(kv: Any, root: bytes) -> Entry:
     return Entry(relative_key(kv.key, root), kv.value, kv.create_revision, kv.mod_revision, kv.lease)
 
 
+CA, CERTIFICATE, USER = "--etcd-cafile", "--etcd-certfile, --etcd-keyfile", "--etcd-username, --etcd-password"
+"""The flags that a refusal concerns."""
+TRY_TLS = "; if it never worked, try https://"
+
+
 class TokenRefused(Refused):
     """A new authentication token may cure it."""
 
@@ -57,7 +64,12 @@ class AttemptError(Exception):
         """Another endpoint may answer, or this one on a new connection."""
 
     def at(self, endpoint: str) -> RegistryError:
-        return self.kind(f"etcd {endpoint}: {self.reason}")
+        return self.kind(f"etcd {self.text(endpoint)}")
+
+    def text(self, endpoint: str) -> str:
+        """The reason as this endpoint has it."""
+        reason = self.reason.removesuffix(TRY_TLS) if endpoint.startswith("https:") else self.reason
+        return f"{endpoint}: {reason}"
 
 
 # Status and details of a gRPC error → what it is, and a reason of a few words ({} is the matched group). The
@@ -68,13 +80,13 @@ _CAUSES: tuple[tuple[str, type[RegistryError], str], ...] = (
     (
         "user name is empty",
         TokenRefused,
-        "wants a user and password (--etcd-username, --etcd-password)",
+        f"wants a user and password ({USER})",
     ),
     ("(revision of auth store is old)", TokenRefused, "{}"),
     (
         "authentication failed",
         Refused,
-        "wrong user or password (--etcd-username, --etcd-password)",
+        f"wrong user or password ({USER})",
     ),
     ("^PERMISSION_DENIED (.*)", Refused, "{}; see `etcdctl role get`"),
     ("^OUT_OF_RANGE (.*compacted.*)", Compacted, "{}"),
@@ -84,13 +96,13 @@ _CAUSES: tuple[tuple[str, type[RegistryError], str], ...] = (
     ("^RESOURCE_EXHAUSTED (.*larger than max.*)", TooLarge, "{}"),
     ("(database space exceeded)", Unreachable, "{}: compact, defragment, then `etcdctl alarm disarm`"),
     ("^(?:INVALID_ARGUMENT|FAILED_PRECONDITION) (.*)", RegistryError, "{}"),
-    ("CERTIFICATE_VERIFY_FAILED: ([^:]+)", Refused, "TLS verification failed: {} (--etcd-cafile)"),
-    ("CERTIFICATE_VERIFY_FAILED", Refused, "TLS verification failed (--etcd-cafile)"),
+    ("CERTIFICATE_VERIFY_FAILED: ([^:]+)", Refused, f"TLS verification failed: {{}} ({CA})"),
+    ("CERTIFICATE_VERIFY_FAILED", Refused, f"TLS verification failed ({CA})"),
     ("Hostname Verification|[Pp]eer name", Refused, "TLS verification failed: certificate of another host"),
     (
         "Unwrap failed|Secure read failed|CERTIFICATE_REQUIRED|ALERT_UNKNOWN_CA|ALERT_BAD_CERTIFICATE",
         Refused,
-        "TLS: it refuses our client certificate, or the lack of one (--etcd-certfile, --etcd-keyfile)",
+        f"TLS: it refuses our client certificate, or the lack of one ({CERTIFICATE})",
     ),
     ("Handshake read failed|WRONG_VERSION_NUMBER", Unreachable, "no TLS; does it serve http:// only?"),
     ("errors resolving|DNS resolution failed", Unreachable, "the name does not resolve"),
@@ -105,20 +117,23 @@ _CAUSES: tuple[tuple[str, type[RegistryError], str], ...] = (
     (
         "Socket closed|Broken pipe|RST_STREAM",
         Unreachable,
-        "connection closed; if it never worked, try https://",
+        f"connection closed{TRY_TLS}",
     ),
     ("^[A-Z_]+ (?:.*last error: )?(?:[A-Z]+: )?(.{1,200})", Unreachable, "{}"),
 )
 
 
-def explain(error: Any) -> AttemptError:
-    """A grpc.RpcError as a reason of a few words."""
+def explain(error: Any, given: Mapping[str, str] = MappingProxyType({})) -> AttemptError:
+    """A grpc.RpcError as a reason of a few words; `given`: CA, CERTIFICATE and USER as the user gave them."""
     status = error.code().name
     details = " ".join((error.details() or "").replace("etcdserver: ", "").split())
     for pattern, kind, reason in _CAUSES:
         if found := re.search(pattern, f"{status} {details}"):
             groups = (group[:1].lower() + group[1:] for group in found.groups())
-            return AttemptError(kind, reason.format(*groups), elsewhere=status == "UNAVAILABLE")
+            text = reason.format(*groups)
+            for flags, words in given.items():
+                text = text.replace(f"({flags})", f"({words})")
+            return AttemptError(kind, text, elsewhere=status == "UNAVAILABLE")
     return AttemptError(Unreachable, status)
 
 
@@ -126,5 +141,5 @@ def joined(failures: dict[str, AttemptError]) -> RegistryError:
     """One error for all the endpoints tried; Refused only when every one refused."""
     kinds = {failure.kind for failure in failures.values()}
     kind = kinds.pop() if len(kinds) == 1 else Unreachable
-    reasons = (f"{endpoint}: {failure.reason}" for endpoint, failure in failures.items())
+    reasons = (failure.text(endpoint) for endpoint, failure in failures.items())
     return kind("etcd " + "; ".join(reasons))

@@ -50,6 +50,24 @@ class EtcdSettings:
         }
         return {flag: path for flag, path in files.items() if path}
 
+    @property
+    def told_ca(self) -> str:
+        """What verifies etcd's certificate, for a message."""
+        return f"--etcd-cafile {self.ca_file}" if self.ca_file else f"no --etcd-cafile: {self.trusted_file}"
+
+    @property
+    def told_certificate(self) -> str:
+        """Our certificate, for a message."""
+        if self.cert_file:
+            return f"--etcd-certfile {self.cert_file}, --etcd-keyfile {self.key_file}"
+        return "no --etcd-certfile and --etcd-keyfile"
+
+    @property
+    def told_user(self) -> str:
+        """Where user and password come from, for a message."""
+        password = f"password-file {self.password_file}" if self.password_file else "password"
+        return f"--etcd-username{f' {self.username}' if self.username else ''}, --etcd-{password}"
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:

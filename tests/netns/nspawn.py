@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -225,8 +226,13 @@ class Machine:
         self.run("systemctl", "start", UNIT)
 
     def close(self) -> None:
-        """Power off at once; with its process 1 the kernel ends all others."""
-        self._host.discard(self._process)
+        """Power off at once: with its process 1 the kernel ends all others, and nspawn tidies up."""
+        try:
+            if self._process.running:
+                os.kill(self._init, signal.SIGKILL)
+                self._process.wait(10)
+        finally:
+            self._host.discard(self._process)
 
 
 @contextmanager

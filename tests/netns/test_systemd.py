@@ -223,9 +223,9 @@ def kernel(host: Host) -> dict[str, Any]:
         for link in host.ip("link", "show")
     ]
     addresses = [
-        (link["ifname"], entry["local"], entry["prefixlen"])
-        for link in host.ip("address", "show", "scope", "global")
-        for entry in link.get("addr_info", [])
+        (link["ifname"], entry["local"], entry["prefixlen"], entry["scope"])
+        for link in host.ip("address", "show")
+        for entry in link["addr_info"]
         if link["ifname"] != "eth0"
     ]
     return {

@@ -57,17 +57,13 @@ class FakeKernel:
         if new.dev not in EXTERNAL:
             return f"Cannot find device {new.dev}"
         old = links.get(name)
-        if old is None:
+        if old is None or fixed(old) != fixed(new):
+            # The new device is made beside the old one first, whose place it then takes.
             if any(collide(new, other) for other in links.values()):
                 return "A VXLAN device with the specified VNI already exists, or: Address already in use"
+            self._del_links(op)
             self.tables["sysctls"][f"net/ipv6/conf/{name}/accept_ra"] = "1"
-        elif (old.vni, old.port, old.gbp, old.local.version) != (
-            new.vni,
-            new.port,
-            new.gbp,
-            new.local.version,
-        ):
-            return "Operation not supported: cannot change VNI, port, GBP flag or address family"
+            old = None
         links[name] = new
         if old is not None and old.mac != new.mac:
             self._drop("neighs", lambda key, _: key[0] == name)
@@ -170,6 +166,11 @@ class FakeKernel:
         rows = self.tables[table]
         for key in [key for key, value in rows.items() if which(key, value)]:
             del rows[key]
+
+
+def fixed(link: VxlanLink) -> tuple[object, ...]:
+    """What the kernel cannot change of a device."""
+    return link.vni, link.port, link.gbp, link.local.version
 
 
 def collide(one: VxlanLink, other: VxlanLink) -> bool:

@@ -98,6 +98,28 @@ def test_an_environment_file(tmp_path: Path) -> None:
     assert read_environment_file(str(path))["FLANNELD_ETCD_PREFIX"] == "/x y"
 
 
+def test_what_means_nothing_in_an_environment_file_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "default"
+    path.write_text("FLANNELD_ETCD_ENDPONTS=http://a:1\nbad line\nFLANNELD_ETCD_PREFIX=/x\nOTHER=1\n")
+    assert read_environment_file(str(path))["FLANNELD_ETCD_PREFIX"] == "/x"
+    assert capsys.readouterr().err.splitlines() == [
+        f"flannelctl: {path}: line 2 is no NAME=VALUE, and is ignored",
+        f"flannelctl: {path}: FLANNELD_ETCD_ENDPONTS is no variable of flanneld-py, and is ignored; "
+        "did you mean FLANNELD_ETCD_ENDPOINTS?",
+    ]
+
+
+def test_a_misspelt_variable_is_told() -> None:
+    variables = {"FLANNELD_IFCE": "s3cret", "FLANNELD_VERSION": "1", "FLANNELD_ETCD_PREFIX": "/a"}
+    result: Any = CliRunner().invoke(outer, ["--env-file=/dev/null", "inner"], env=variables)
+    assert result.stderr == (
+        "flannelctl: FLANNELD_IFCE is no variable of flanneld-py, and is ignored; "
+        "did you mean FLANNELD_IFACE?\n"
+    )
+
+
 def test_only_an_environment_file_that_was_asked_for_must_exist(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -131,6 +131,7 @@ def test_why_it_is_not_ready() -> None:
         "",
     ]
     # Of an older daemon, or damaged.
+    strange: Any
     for strange in (None, [], {"lease": None}, {"lease": {"ok": False}}):
         assert "not ready:" not in shown(changed(ready=False, checks=strange))
 

@@ -12,6 +12,7 @@ import pytest
 
 from flanneld_py.cli.daemonflags import command, options_of, start
 from flanneld_py.cli.flagtable import BOOLEANS, FLAGS, GROUPS
+from flanneld_py.cli.variables import misspelt
 from flanneld_py.core.goflags import normalise
 from flanneld_py.core.leasepolicy import LeasePolicy
 from flanneld_py.daemon.options import Options
@@ -272,6 +273,15 @@ def test_a_wrong_variable_is_named(
 ) -> None:
     monkeypatch.setenv(variable, value)
     assert refusal().startswith(f"{variable} '{value}': {expected}")
+
+
+def test_misspelt_variables_are_named_with_the_nearest() -> None:
+    known = [flag.variable for flag in FLAGS.values()]
+    assert list(misspelt([*known, "FLANNELD_ENV_FILE", "FLANNELD_VERSION", "FLANNEL_MTU", "PATH"])) == []
+    assert list(misspelt(["FLANNELD_XQ", "FLANNELD_IFCE"])) == [
+        "FLANNELD_IFCE is no variable of flanneld-py, and is ignored; did you mean FLANNELD_IFACE?",
+        "FLANNELD_XQ is no variable of flanneld-py, and is ignored; flanneld-py --help lists all",
+    ]
 
 
 def test_names_of_variables() -> None:

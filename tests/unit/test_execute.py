@@ -16,7 +16,7 @@ from flanneld_py.daemon.execute import Executor
 from flanneld_py.drivers.base import Driver
 from flanneld_py.errors import KernelError
 from flanneld_py.model import NextHop, Op, Outcome, Route, Scope, State, Table, VxlanLink
-from tests.unit.fake_kernel import FakeKernel, collide, kernels
+from tests.unit.fake_kernel import FakeKernel, collide, fixed, kernels
 from tests.unit.strategies import PREFIX, TABLES, states, thorough, usual
 
 PARTS: tuple[tuple[Table, ...], ...] = (
@@ -89,6 +89,8 @@ class Case:
         if other.verb == "del" or (other.table == "links" and self.stands(other.key)):
             return False
         if op.verb == "del":
+            if op.table == "links":
+                return self.needs_new(self.have.links[op.key], op.key, other)
             # A device needs an address all the time, the new one or the old one.
             address = op.table == other.table == "addrs" and op.key[0] == other.key[0]
             return address or (op.table, op.key) in self.under_the_old(other)
@@ -96,9 +98,23 @@ class Case:
             return other.table in ("links", "addrs")
         return (other.table, other.key) in self.under(op)
 
+    def needs_new(self, old: VxlanLink, name: str, other: Op) -> bool:
+        """Whether a device stays, or is put back, unless `other` is done."""
+        if any(name == n or collide(old, new) for n, new in self.want.links.items()):
+            return other.table == "links" and (name == other.key or collide(old, other.value))
+        if other.table == "routes":
+            return other.key in self.have.routes and self.have.routes[other.key].nexthop.dev == name
+        if other.table not in ("links", "addrs"):
+            return False
+        new = self.want.links.get(other.key if other.table == "links" else other.key[0])
+        return new is not None and new.local.version == old.local.version
+
     def stands(self, device: str) -> bool:
-        before = self.have.links.get(device)
-        return before is not None and before.up and Op("del", "links", device) not in self.ops
+        before, new = self.have.links.get(device), self.want.links.get(device)
+        changed = before is not None and new is not None and fixed(before) != fixed(new)
+        return (
+            before is not None and before.up and not changed and Op("del", "links", device) not in self.ops
+        )
 
     def under_the_old(self, op: Op) -> list[tuple[str, object]]:
         """Table and key of what carries the row that `op` replaces."""
@@ -139,8 +155,9 @@ def check_failure(case: Case, kernel: FakeKernel) -> None:
     failed = {op for op, error in outcomes if error is not None}
     assert failed == case.refused | case.hopeless
     tried = {op for driver in drivers for batch in driver.batches for op in batch}
-    # That an old device is in the way is for the kernel to say.
-    assert {op.table for op in case.hopeless & tried} <= {"links"}
+    # That an old device is in the way is for the kernel to say, and what was deleted for nothing is put back.
+    news = {op for op in tried if case.have.table(op.table).get(op.key) != op.value}
+    assert {op.table for op in case.hopeless & news} <= {"links"}
     # A device may be deleted and made anew: what was done last stands.
     for op in {(op.table, op.key): op for op in case.ops if op not in failed}.values():
         rows = kernel.tables[op.table]
@@ -177,6 +194,24 @@ def test_so_do_several_failures(want: State, kernel: FakeKernel, data: st.DataOb
     if ops:
         refused = data.draw(st.frozensets(st.sampled_from(ops), min_size=1, max_size=6))
         check_failure(Case(want, have, ops, refused), kernel)
+
+
+@thorough
+@given(states(), kernels())
+def test_devices_that_cannot_be_made_cost_no_peer(want: State, kernel: FakeKernel) -> None:
+    works, _ = executor(kernel, refuses=lambda op: (op.verb, op.table) == ("set", "links") and op in ops)
+    have = works.observe(scope(want))
+    ops = plan(want, have)
+    works.apply(ops, want, have)
+    left = kernel.observe(want.sysctls)
+    assert have.routes.keys() & want.routes.keys() <= left.routes.keys()
+    for subnet in have.routes.keys() & want.routes.keys():
+        if left.routes[subnet] == have.routes[subnet] != want.routes[subnet]:
+            device, via, _ = have.routes[subnet].nexthop
+            mac = have.neighs.get((device, via))
+            assert left.neighs.get((device, via)) == mac
+            assert left.fdb.get((device, str(mac))) == have.fdb.get((device, str(mac)))
+            assert left.links.get(device) == have.links.get(device)
 
 
 @usual
@@ -231,6 +266,43 @@ def test_a_failed_delete_holds_nothing_back() -> None:
     errors = [error for _, error in works.apply(ops, State(files={"/run/a": "1"}), State())]
     assert errors == ["Refused", "Refused", None]
     assert drivers[2].kernel.tables["files"] == {"/run/a": "1"}
+
+
+def test_a_device_that_was_deleted_for_nothing_is_put_back_with_what_hung_on_it() -> None:
+    """One with GBP cannot stand beside one without on the same port."""
+    hop = NextHop("flannel.1", ip_address("10.5.2.0"), onlink=True)
+    have = State(
+        links={"flannel.1": LINK},
+        addrs={("flannel.1", ip_interface("10.5.1.0/32")): True},
+        fdb={("flannel.1", "02:00:00:00:00:02"): ip_address("192.0.2.2")},
+        neighs={("flannel.1", hop.via): "02:00:00:00:00:02"},
+        nexthops={hop: True},
+        routes={ip_network("10.5.2.0/24"): Route(hop)},
+    )
+    want = replace(have, links={"flannel.1": replace(LINK, gbp=True)})
+    kernel = FakeKernel.holding(have)
+    works, _ = executor(kernel, refuses=lambda op: op.table == "links" and op.value == want.links["flannel.1"])
+    works.observe(scope(want))
+    outcomes = works.apply(plan(want, have), want, have)
+    assert [error for _, error in outcomes][:2] == ["was put back, as link flannel.1: Refused", "Refused"]
+    assert all(error is not None for _, error in outcomes)
+    assert kernel.observe(()) == have
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_device_stays_until_the_one_of_another_vni_stands(held: bool) -> None:
+    have = State(links={"flannel.1": LINK})
+    want = State(links={"flannel.7": replace(LINK, vni=7)})
+    kernel = FakeKernel.holding(have)
+    works, _ = executor(kernel, refuses=lambda op: op.key == "flannel.7")
+    works.observe(scope(want))
+    made, deleted = plan(want, have)
+    if held:
+        ((_, error),) = works.apply([deleted], want, have, held=[made])
+    else:
+        *_, (_, error) = works.apply([made, deleted], want, have)
+    assert error == "waits for what shall replace it"
+    assert kernel.tables["links"] == have.links
 
 
 def test_a_device_that_could_be_made_although_the_old_one_stayed_carries_rows() -> None:

@@ -20,6 +20,7 @@ from flanneld_py.core.hostfiles import (
     render_subnet_env,
     socket_path,
     status_path,
+    stray_lines,
 )
 from flanneld_py.model import PerFamily
 
@@ -172,6 +173,19 @@ def test_environment_file(text: str, expected: dict[str, str]) -> None:
     assert parse_environment_file(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("", []),
+        ("# A\n\n ; B\nA=1\nexport B=2\n", []),
+        ("bad line\nA=1\n1A=1\n\nA-B=2", [1, 3, 5]),
+        ("A='one\ntwo'\nbad\nB=\\\nthree\nbad", [3, 6]),
+    ],
+)
+def test_lines_that_assign_nothing(text: str, numbers: list[int]) -> None:
+    assert stray_lines(text) == numbers
+
+
 @given(st.dictionaries(st.from_regex(r"[A-Z_][A-Z0-9_]{0,8}", fullmatch=True), st.text()))
 def test_quoted_values_come_back(variables: dict[str, str]) -> None:
     def quoted(value: str) -> str:
@@ -186,6 +200,7 @@ def test_quoted_values_come_back(variables: dict[str, str]) -> None:
 @given(st.text() | st.text("AB= \t\n\\\"'#;"))
 def test_no_text_is_too_strange_for_an_environment_file(text: str) -> None:
     assert all(name.isidentifier() for name in parse_environment_file(text))
+    assert all(1 <= number <= text.count("\n") + 1 for number in stray_lines(text))
 
 
 def test_a_long_file_is_read_in_linear_time() -> None:

@@ -236,13 +236,19 @@ def test_own_subnet_changed_the_new_address_comes_before_the_old_one_goes() -> N
     assert steps(moved, overlay()) == ["set addrs", "del addrs"]
 
 
-@pytest.mark.parametrize(
-    "change", [{"vni": 2}, {"port": 4789}, {"gbp": True}, {"local": ip_address("2001:db8::1")}]
-)
-def test_what_the_kernel_cannot_change_is_made_anew(change: dict[str, object]) -> None:
+AGAIN = ("links", "sysctls", "offloads", "addrs", "fdb", "neighs", "nexthops", "routes")
+"""What is to be made when a device goes."""
+
+
+@pytest.mark.parametrize("change", [{"vni": 2}, {"port": 4789}, {"local": ip_address("2001:db8::1")}])
+def test_what_the_kernel_cannot_change_is_replaced_when_the_new_one_stands(change: dict[str, object]) -> None:
     want = overlay(link=replace(LINK, **change))  # type: ignore[arg-type]
-    again = ["links", "sysctls", "offloads", "addrs", "fdb", "neighs", "nexthops", "routes"]
-    assert steps(want, overlay()) == ["del links", *(f"set {table}" for table in again)]
+    assert steps(want, overlay()) == [f"set {table}" for table in AGAIN]
+
+
+def test_what_cannot_stand_beside_the_new_one_goes_first() -> None:
+    want = overlay(link=replace(LINK, gbp=True))
+    assert steps(want, overlay()) == ["del links", *(f"set {table}" for table in AGAIN)]
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ SHAPE = {
     "subnets": [str],
     "mtu": int | None,
     "offloads": dict,
+    "rules_by": str | None,
     "external": None,
     "lease": {
         "state": str,
@@ -263,6 +264,7 @@ def test_when_all_is_well() -> None:
         "subnets": ["10.5.1.0/24"],
         "mtu": 1450,
         "offloads": {},
+        "rules_by": None,
         "external": {
             "name": "eth0",
             "mtu": 1500,
@@ -346,6 +348,7 @@ def test_bad_records_and_rejected_peers_stand_together() -> None:
     assert found["problems"][0]["reason"] == "10.5.3.0-24: backend is host-gw (2 in all)"
 
 
+OUTSIDE = "subnet 10.6.3.0/24 lies outside the Network 10.5.0.0/16"
 PENDING = Problem("config-pending", "Network 10.5.0.0/16 becomes 10.6.0.0/16", "flannelctl config apply")
 
 
@@ -353,18 +356,18 @@ PENDING = Problem("config-pending", "Network 10.5.0.0/16 becomes 10.6.0.0/16", "
     ("reason", "pending", "advice"),
     [
         (
-            "subnet 10.6.3.0/24 lies outside the Network 10.5.0.0/16",
+            OUTSIDE,
             None,
             "flannelctl config apply on that host",
         ),
         (
-            "subnet 10.6.3.0/24 lies outside the Network 10.5.0.0/16",
+            OUTSIDE,
             PENDING,
-            "pending here: flannelctl config apply",
+            "pending here: flannelctl",
         ),
         ("backend is host-gw, this host's is vxlan", None, "flannelctl config apply on that host"),
         (
-            "subnet 10.5.3.0/24 overlaps the older lease 10.5.3.0-23",
+            "subnet 10.5.3.0/24 overlaps the older lease",
             PENDING,
             "correct that host's configuration",
         ),

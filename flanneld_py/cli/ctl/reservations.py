@@ -208,7 +208,7 @@ def _require_not_ours(settings: Settings, found: _Found) -> None:
     if ours:
         raise FlanneldError(
             f"{found.key} is this host's own, and its daemon (pid {status['pid']}) runs: stop that, then "
-            "release it, or use flannelctl cleanup --release-lease"
+            "use --force, or flannelctl cleanup --release-lease"
         )
 
 
@@ -245,7 +245,7 @@ def _require_silent(registry: EtcdRegistry, record: Record) -> None:
     if left >= 0 and wait > 0:
         raise FlanneldError(
             f"{record.key} is held by {owner_of(record)}, who renewed it {duration(granted - left)} ago: "
-            f"stop the daemon there, then release it in {duration(wait)}, when it counts as gone, or use --force"
+            f"stop the daemon there; it counts as gone in {duration(wait)}, or use --force"
         )
 
 

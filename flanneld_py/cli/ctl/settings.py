@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import click
 
+from flanneld_py.cli.variables import ENV_FILE as ENV_FILE_VARIABLE
+from flanneld_py.cli.variables import misspelt
 from flanneld_py.core.hostfiles import (
     DEFAULT_SUBNET_FILE,
     parse_environment_file,
     socket_path,
     status_path,
+    stray_lines,
 )
 from flanneld_py.core.prefix import normal_prefix
 from flanneld_py.errors import UsageError
@@ -28,6 +31,8 @@ T = TypeVar("T")
 
 DEFAULT_ENV_FILE = "/etc/default/flanneld-py"
 ENV_FILE = "env-file"
+MOST_STRAY_LINES = 5
+"""A file with more of them is no such file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +173,14 @@ def resolve(flags: Mapping[str, str], environ: Mapping[str, str], file: Mapping[
 def read_environment_file(given: str | None) -> dict[str, str]:
     """The assignments of the file; of the default one, if it was not given and exists.
 
+    What stands there and means nothing is told on stderr.
+
     Raises:
         UsageError: the given one cannot be read.
     """
     path = Path(given or DEFAULT_ENV_FILE)
     try:
-        return parse_environment_file(path.read_text(encoding="utf-8", errors="surrogateescape"))
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
     except FileNotFoundError as error:
         if given is None:
             return {}
@@ -184,6 +191,12 @@ def read_environment_file(given: str | None) -> dict[str, str]:
         # It may hold a password and then be root's only; commands that need none of it still work.
         click.echo(f"flannelctl: {path}: {error.strerror}; what is set there is not used", err=True)
         return {}
+    variables = parse_environment_file(text)
+    for number in stray_lines(text)[:MOST_STRAY_LINES]:
+        click.echo(f"flannelctl: {path}: line {number} is no NAME=VALUE, and is ignored", err=True)
+    for line in misspelt(variables):
+        click.echo(f"flannelctl: {path}: {line}", err=True)
+    return variables
 
 
 # --- click ----------------------------------------------------------------------------------------
@@ -207,7 +220,9 @@ def with_settings(function: Callable[Concatenate[Settings, P], T]) -> Callable[P
     @functools.wraps(function)
     def command(*args: P.args, **kwargs: P.kwargs) -> T:
         flags: dict[str, str] = click.get_current_context().ensure_object(dict)
-        given = flags.get(ENV_FILE) or os.environ.get("FLANNELD_ENV_FILE") or None
+        for line in misspelt(os.environ):
+            click.echo(f"flannelctl: {line}", err=True)
+        given = flags.get(ENV_FILE) or os.environ.get(ENV_FILE_VARIABLE) or None
         return function(resolve(flags, os.environ, read_environment_file(given)), *args, **kwargs)
 
     return connection_options(hidden=True)(command)

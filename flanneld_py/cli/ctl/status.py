@@ -193,6 +193,8 @@ def _backend(status: Mapping[str, Any]) -> Iterator[str]:
     offloads = status.get("offloads")
     for dev, how in offloads.items() if isinstance(offloads, dict) else ():
         yield f"checksum offload of {printable(dev)}: {printable(how)}"
+    if rules_by := status.get("rules_by"):
+        yield f"packet-filter rules by {printable(rules_by)}"
 
 
 def _subnets(status: Mapping[str, Any]) -> Iterator[str]:

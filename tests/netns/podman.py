@@ -1,0 +1,198 @@
+"""Real containers: podman with the CNI backend on hosts of the lab, each like a machine of its own."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from flanneld_py.lab.process import DIE_WITH_PARENT, descendants, environment, search_path
+from flanneld_py.lab.waiting import wait_for
+from tests.netns.cni import DEBIAN, FLANNEL
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
+    from flanneld_py.lab import Host
+
+NETWORK = "flannel"
+IMAGE = "localhost/lab:1"
+PAGE = "a page\n"
+DOWNLOAD = """#!/bin/sh
+# Numbered lines, one every 10 ms, until somebody makes /tmp/stop; the last line is `end`.
+printf 'Content-Type: text/plain\\r\\n\\r\\n'
+n=0
+while [ ! -e /tmp/stop ]; do n=$((n + 1)); echo $n; usleep 10000; done
+echo end
+"""
+FILES = {
+    "etc/passwd": "root:x:0:0:root:/:/bin/sh\n",
+    "etc/group": "root:x:0:\n",
+    "www/index.html": PAGE,
+    "www/cgi-bin/download": DOWNLOAD,
+}
+CONTAINERS_CONF = """
+[containers]
+cgroups = "disabled"
+# What the kernel refuses without CAP_SYS_RESOURCE is not asked for.
+default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+runtime = "crun"
+[network]
+network_backend = "cni"
+cni_plugin_dirs = ["{plugins}", "{debian}"]
+network_config_dir = "{networks}"
+"""
+STORAGE_CONF = """
+[storage]
+driver = "vfs"
+graphroot = "/var/lib/containers/storage"
+runroot = "/run/containers/storage"
+"""
+
+
+def pack_image(path: Path, commands: Sequence[str] = (), files: Mapping[str, str] = FILES) -> Path:
+    """A root file system as a tar: busybox with all its names, commands of this machine with their libraries."""
+    busybox = _command("busybox")
+    with tarfile.open(path, "w") as tar:
+        for folder in ("bin", "etc", "tmp", "proc", "sys", "dev", "data"):
+            entry = tarfile.TarInfo(folder)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(entry)
+        programs = {"bin/busybox": busybox} | {f"bin/{Path(name).name}": _command(name) for name in commands}
+        libraries = {
+            library.lstrip("/"): library for file in programs.values() for library in _libraries(file)
+        }
+        for name, source in (programs | libraries).items():
+            tar.add(os.path.realpath(source), name)
+        for name in subprocess.run(
+            [busybox, "--list"], capture_output=True, text=True, check=True
+        ).stdout.split():
+            link = tarfile.TarInfo(f"bin/{name}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            if name != "busybox" and f"bin/{name}" not in programs:
+                tar.addfile(link)
+        for name, text in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(text.encode()), 0o755 if text.startswith("#!") else 0o644
+            tar.addfile(entry, io.BytesIO(text.encode()))
+    return path
+
+
+def _command(name: str) -> str:
+    found = shutil.which(name, path=search_path())
+    assert found is not None, f"{name} is not installed"
+    return found
+
+
+def _libraries(file: str) -> list[str]:
+    """What the dynamic loader would open, and itself."""
+    done = subprocess.run(["ldd", file], capture_output=True, text=True, check=False)
+    return re.findall(r"(?:=> |^\s*)(/\S+) \(", done.stdout, re.MULTILINE) if done.returncode == 0 else []
+
+
+class Machine:
+    """A host with podman: a pid and mount namespace around it, so that nothing outlives it or leaks out of it."""
+
+    def __init__(self, host: Host, **delegate: Any) -> None:
+        """Set podman up with network "flannel": cni/flannel with these options of its delegate, and portmap."""
+        self.host = host
+        self.folder = host.directory / "podman"
+        self.networks = self.folder / "net.d"
+        self.networks.mkdir(parents=True)
+        plugins = [
+            {
+                "type": "flannel",
+                "subnetFile": str(host.subnet_file),
+                "delegate": {"isDefaultGateway": True, "hairpinMode": True, **delegate},
+            },
+            {"type": "portmap", "capabilities": {"portMappings": True}},
+        ]
+        conflist = {"cniVersion": "1.0.0", "name": NETWORK, "plugins": plugins}
+        (self.networks / "10-flannel.conflist").write_text(json.dumps(conflist))
+        conf = CONTAINERS_CONF.format(plugins=FLANNEL.parent, debian=DEBIAN, networks=self.networks)
+        (self.folder / "containers.conf").write_text(conf)
+        (self.folder / "storage.conf").write_text(STORAGE_CONF)
+        self._holder = host.workspace.spawn(
+            f"{host.name}-machine",
+            ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "sleep", "infinity"],
+        )
+        first = wait_for(lambda: descendants(self._holder.pid)[1:], 5, f"the first process of {host.name}")
+        self._init = first[0]
+        wait_for(lambda: os.path.exists(f"/proc/{self._init}/root/proc/1/stat"), 5, "its /proc")
+        self.run(["mount", "-t", "sysfs", "sysfs", "/sys"])  # that of the host's network namespace
+        # Containers without cgroups: there is nothing to limit, and nothing to leave behind.
+        self.run(["mount", "-t", "cgroup2", "cgroup2", "/sys/fs/cgroup"])
+        # Podman's and the plugins' own folders, at their usual places.
+        for place in ("/var/lib/containers", "/var/lib/cni", "/run"):
+            real = self.folder / place.strip("/").replace("/", "-")
+            real.mkdir()
+            Path(place).mkdir(exist_ok=True)
+            self.run(["mount", "--bind", str(real), place])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._holder.running:
+            self.podman("rm", "--all", "--force", "--time=0")  # or their cgroups would stay
+        self.host.workspace.discard(self._holder)
+
+    def entered(self, argv: Sequence[str]) -> list[str]:
+        target = ["--target", str(self._init), "--pid", "--mount"]
+        return ["nsenter", f"--net={self.host.path}", *target, "--", *argv]
+
+    def run(self, argv: Sequence[str], timeout: float = 60) -> str:
+        """A command's output, in all namespaces of the machine; raises CommandFailed."""
+        return self.host.workspace.run(self.entered(argv), env=self._env, timeout=timeout)
+
+    def start(self, argv: Sequence[str]) -> subprocess.Popen[str]:
+        """A command in the background, its output in pipes."""
+        env = environment(self.host.workspace.directory, self._env)
+        command = [*DIE_WITH_PARENT, *self.entered(argv)]
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    @property
+    def _env(self) -> dict[str, str]:
+        return {
+            "CONTAINERS_CONF": str(self.folder / "containers.conf"),
+            "CONTAINERS_STORAGE_CONF": str(self.folder / "storage.conf"),
+        }
+
+    def podman(self, *args: str) -> str:
+        return self.run(["podman", *args]).strip()
+
+    def launch(self, name: str, *command: str, options: Sequence[str] = (), image: str = IMAGE) -> str:
+        """Start a container on the overlay; its address."""
+        self.podman("run", "--detach", f"--name={name}", f"--network={NETWORK}", *options, image, *command)
+        return self.podman(
+            "inspect", "--format", f"{{{{.NetworkSettings.Networks.{NETWORK}.IPAddress}}}}", name
+        )
+
+    def inside(self, name: str, *command: str) -> str:
+        """Output of a command in a container."""
+        return self.podman("exec", name, *command)
+
+    @property
+    def allocated(self) -> list[str]:
+        """Addresses that host-local has given away."""
+        folder = self.folder / "var-lib-cni" / "networks" / NETWORK
+        return sorted(path.name for path in folder.glob("[0-9]*"))
+
+    @property
+    def states(self) -> list[str]:
+        """Files of cni/flannel."""
+        folder = self.folder / "var-lib-cni" / "flannel"
+        return sorted(path.name for path in folder.iterdir() if stat.S_ISREG(path.stat().st_mode))
