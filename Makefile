@@ -13,7 +13,8 @@ TOOLS += unshare=util-linux nsenter=util-linux setpriv=util-linux prlimit=util-l
 TOOLS += openssl=openssl chattr=e2fsprogs iptables=iptables
 TOOLS += shellcheck=shellcheck busybox=busybox-static
 TOOLS += systemd-nspawn=systemd-container systemd-analyze=systemd debootstrap=debootstrap
-TOOLS += /usr/lib/cni/bridge=containernetworking-plugins
+TOOLS += /usr/lib/cni/bridge=containernetworking-plugins podman=podman crun=crun conmon=conmon
+TOOLS += dnsmasq=dnsmasq-base docker-registry=docker-registry
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile

@@ -80,6 +80,10 @@ class NetworkConfig:
     nftables: bool = False
     unknown_keys: tuple[str, ...] = ()
     """Top-level keys that mean nothing, as the user spelled them."""
+    option_spelling: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Keys of `Backend`, lower-cased → as the user spelled them."""
+    doubts: tuple[str, ...] = field(default=(), compare=False)
+    """What else is hardly meant as it stands, a line each."""
 
     @property
     def networks(self) -> tuple[IPNetwork, ...]:

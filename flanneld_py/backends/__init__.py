@@ -9,6 +9,7 @@ from flanneld_py.backends.alloc import Alloc
 from flanneld_py.backends.base import Backend
 from flanneld_py.backends.hostgw import HostGw
 from flanneld_py.backends.vxlan import Vxlan
+from flanneld_py.core.configkeys import misspelt
 from flanneld_py.errors import ConfigError
 from flanneld_py.model import NetworkConfig
 
@@ -30,10 +31,9 @@ def backend_of(config: NetworkConfig) -> Backend:
         *others, last = sorted(BACKENDS)
         known = f"{', '.join(others)} or {last}"
         if config.backend_type == "udp" and not config.backend_options:
-            raise ConfigError(
-                f'Backend is udp, or absent, which means udp: this version has {known}; set "Backend": '
-                f'{{"Type": "vxlan"}}, for example'
-            )
+            text = f"Backend is udp, or absent, which means udp: this version has {known}"
+            text += '; set "Backend": {"Type": "vxlan"}, for example'
+            raise ConfigError("; ".join([text, *misspelt(config.unknown_keys)]))
         nearest = difflib.get_close_matches(config.backend_type, BACKENDS, n=1)
         raise ConfigError(
             f'Backend.Type "{config.backend_type}": expected a backend of this version, {known}'

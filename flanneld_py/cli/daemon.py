@@ -6,6 +6,7 @@ Only the standard library is imported before `main` minds signals: the rest take
 from __future__ import annotations
 
 import errno
+import faulthandler
 import os
 import select
 import signal
@@ -78,6 +79,8 @@ def _start(argv: Sequence[str] | None) -> tuple[Daemon | None, int]:
     """A daemon at work, or the exit code."""
     try:
         _open_standard_streams()
+        # A watchdog ends a process that hangs by SIGABRT: the journal then has where each thread stood.
+        faulthandler.enable(STDERR)
         _require_limits()
         return _from_command_line(argv)
     except FlanneldError as error:

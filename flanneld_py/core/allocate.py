@@ -34,7 +34,17 @@ from flanneld_py.core.subnetchoice import (
     taken_subnets,
 )
 from flanneld_py.errors import RecordError
-from flanneld_py.model import FAMILIES, Family, Host, NetworkConfig, Record, Snapshot, Subnets
+from flanneld_py.model import (
+    FAMILIES,
+    Family,
+    Host,
+    IPAddress,
+    NetworkConfig,
+    PerFamily,
+    Record,
+    Snapshot,
+    Subnets,
+)
 
 
 def decide_lease(config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish, rng: Random) -> Decision:
@@ -155,9 +165,9 @@ def _decide_own(
         return Release(surplus, f"{surplus.key} is a second lease of this host beside {first.key}")
     if not fits:
         return refit(first, config, snapshot, host, wish, rng)
-    rival = _rival(first, snapshot, wish)
-    if rival is not None:
-        return _address_conflict(rival, wish)
+    rivals = _rivals(first, snapshot, wish)
+    if rivals and not _may_follow(first, rivals, host, wish):
+        return replace(_address_conflict(rivals[0], wish), held=first)
     if twins and twins[0].create_revision < first.create_revision and not wish.fixed_id:
         return _cloned(twins[0], host, wish)
     return _keep_or_adopt(first, host, wish)
@@ -199,9 +209,9 @@ def refit(
     return Move(record, found.wanted) if isinstance(found, Claim) else replace(found, held=record)
 
 
-def _rival(own: Record, snapshot: Snapshot, wish: Wish) -> Record | None:
-    """Another host that published our address before we did."""
-    since = _since(own) if own.public_ips == wish.record(own.subnets, "").public_ips else None
+def _rivals(own: Record, snapshot: Snapshot, wish: Wish) -> list[Record]:
+    """Other hosts that published our address before we did, oldest first."""
+    since = _since(own) if own.public_ips == _published(own, wish) else None
     rivals = (
         record
         for record in snapshot.records.values()
@@ -212,7 +222,28 @@ def _rival(own: Record, snapshot: Snapshot, wish: Wish) -> Record | None:
         and (since is None or _since(record) < since)
         and not _is_proven(record, wish)
     )
-    return min(rivals, key=_age, default=None)
+    return sorted(rivals, key=_age)
+
+
+def _may_follow(own: Record, rivals: Sequence[Record], host: Host, wish: Wish) -> bool:
+    """Whether our record is to name another address, though it be one that other hosts still publish.
+
+    Each of two hosts that have swapped their addresses finds its own still published by the other one, and
+    one of them must begin. A host that has left its address loses nothing by saying so; one that still has
+    it, or is only told another one by a flag, stays reachable where it is.
+    """
+    there = _published(own, wish)
+    changed = [f for f in FAMILIES if own.public_ips.get(f) != there.get(f)]
+    contested = [f for f in changed if any(r.public_ips.get(f) == there.get(f) for r in rivals)]
+    here = host.local_addresses
+    return bool(changed) and all(
+        there.get(f) in here and own.public_ips.get(f) not in here for f in contested
+    )
+
+
+def _published(own: Record, wish: Wish) -> PerFamily[IPAddress]:
+    """The addresses that our record should name."""
+    return wish.record(own.subnets, own.node_id).public_ips
 
 
 def _older_overlap(ours: Sequence[Record], snapshot: Snapshot, config: NetworkConfig) -> Record | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 from flanneld_py.core import gojson
+from flanneld_py.core.configkeys import misspelt, shown_key
 from flanneld_py.errors import ConfigError
 from flanneld_py.model import Family, IPAddress, NetworkConfig, PerFamily, SubnetRange
 
@@ -44,18 +45,29 @@ def parse_config(text: str | bytes) -> NetworkConfig:
     Raises:
         ConfigError: which field, its value, what was expected and what to do.
     """
-    fields, unknown = _read_fields(_load(text))
-    ranges: PerFamily[SubnetRange] = PerFamily(
-        _range(4, fields) if fields["EnableIPv4"] else None,
-        _range(6, fields) if fields["EnableIPv6"] else None,
-    )
+    fields, unknown, doubts = _read_fields(_load(text))
+    try:
+        ranges: PerFamily[SubnetRange] = PerFamily(
+            _range(4, fields) if fields["EnableIPv4"] else None,
+            _range(6, fields) if fields["EnableIPv6"] else None,
+        )
+    except ConfigError as error:
+        raise ConfigError("; ".join([str(error), *misspelt(unknown)])) from None
     if not ranges.values():
         raise ConfigError(
             "EnableIPv4 and EnableIPv6 are both false: expected at least one true; remove EnableIPv4 "
             "or set EnableIPv6 to true"
         )
-    backend_type, backend_options = fields["Backend"]
-    return NetworkConfig(ranges, backend_type, backend_options, fields["EnableNFTables"], unknown)
+    backend: _Backend = fields["Backend"]
+    return NetworkConfig(
+        ranges,
+        backend.type,
+        backend.options,
+        fields["EnableNFTables"],
+        unknown,
+        backend.spelling,
+        (*doubts, *backend.doubts),
+    )
 
 
 def _load(text: str | bytes) -> dict[str, Any]:
@@ -71,25 +83,54 @@ def _load(text: str | bytes) -> dict[str, Any]:
 # --- fields ---------------------------------------------------------------------------------------
 
 
-def _read_fields(document: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Every field's value or default, and the keys that name no field."""
+@dataclass(frozen=True, slots=True)
+class _Backend:
+    """The value of `Backend`; option keys in lower case."""
+
+    type: str = DEFAULT_BACKEND
+    options: Mapping[str, Any] = field(default_factory=dict)
+    spelling: Mapping[str, str] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
+
+
+def _read_fields(document: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
+    """Every field's value or default, the keys that name no field, and what is hardly meant."""
     fields: dict[str, Any] = {
         "EnableIPv4": True,
         "EnableIPv6": False,
         "EnableNFTables": False,
-        "Backend": (DEFAULT_BACKEND, {}),
+        "Backend": _Backend(),
     }
     unknown: dict[str, None] = {}
+    given: dict[str, list[str]] = {}
     for key, value in gojson.members(document):
-        field = _FIELDS.get(key.casefold())
-        if field is None:
+        name, read = _FIELDS.get(key.casefold(), ("", None))
+        if read is None:
             unknown[key] = None
             continue
-        name, read = field
+        given.setdefault(name, []).append(key)
         if value is None and read in (_boolean, _subnet_len):
             continue  # Go leaves such a field as it was
         fields[name] = read(name, value)
-    return fields, tuple(unknown)
+    return fields, tuple(unknown), (*_repeated(given), *_void(given))
+
+
+def _repeated(given: Mapping[str, list[str]], where: str = "") -> Iterator[str]:
+    """`given`: name → the keys that are it, as spelled."""
+    for name, keys in given.items():
+        if len(keys) > 1:
+            spelled = ", ".join(map(shown_key, dict.fromkeys(keys)))
+            yield (
+                f"{where}{shown_key(name)} is given {len(keys)} times ({spelled}), the last one counts; "
+                "remove the others"
+            )
+
+
+def _void(given: Mapping[str, list[str]]) -> Iterator[str]:
+    if "EnableIPv6" not in given:
+        for name in given:
+            if name.startswith(_LIMITS[6].prefix):
+                yield f'{name} has no effect without "EnableIPv6": true; add that, or remove it'
 
 
 def _wrong(name: str, value: Any, expected: str) -> ConfigError:
@@ -153,21 +194,26 @@ def _address_v6(name: str, value: Any) -> IPv6Address:
     raise _wrong(name, value, 'an IPv6 address such as "fd00:5:0:1::"')
 
 
-def _backend(name: str, value: Any) -> tuple[str, Mapping[str, Any]]:
+def _backend(name: str, value: Any) -> _Backend:
     """Its type in lower case, and the other keys in lower case; a null does not undo an earlier value."""
     if not isinstance(value, dict):
         raise ConfigError(f'{name} {gojson.show(value)}: expected an object such as {{"Type": "vxlan"}}')
     options: dict[str, Any] = {}
+    given: dict[str, list[str]] = {}
     backend_type = None
     for spelled, option in gojson.members(value):
         key = spelled.casefold()
+        given.setdefault(key, []).append(spelled)
         if key == "type":
             backend_type = backend_type if option is None else _backend_type(f"{name}.Type", option)
         elif option is not None or key not in options:
             options[key] = option
     if backend_type is None:
-        raise ConfigError(f'{name} has no Type: add one, such as {{"Type": "vxlan"}}')
-    return backend_type, options
+        hints = misspelt([keys[0] for keys in given.values()], ["Type"], f"{name}.")
+        raise ConfigError("; ".join([f'{name} has no Type: add one, such as {{"Type": "vxlan"}}', *hints]))
+    spelling = {key: keys[-1] for key, keys in given.items()}
+    named = {keys[0]: keys for keys in given.values()}
+    return _Backend(backend_type, options, spelling, tuple(_repeated(named, f"{name}.")))
 
 
 def _backend_type(name: str, value: Any) -> str:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from flanneld_py.core import gojson, options
 from flanneld_py.model import NetworkConfig
+
+MOST_HINTS = 3
+LONGEST_KEY = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +45,34 @@ KEYS = (
 
 def unknown_keys(config: NetworkConfig, backend_keys: Iterable[Key]) -> Iterator[str]:
     """A line for each key that nothing reads, with the nearest name that something would."""
-    top = options.unknown({key.casefold(): None for key in config.unknown_keys}, [key.name for key in KEYS])
-    spelled = {key.casefold(): key for key in config.unknown_keys}
-    for key, nearest in top.items():
-        yield _stranger(spelled[key], nearest)
-    found = options.unknown(config.backend_options, [key.name for key in backend_keys])
-    for key, nearest in found.items():
-        yield _stranger(f"Backend.{key}", nearest and f"Backend.{nearest}")
+    for key, nearest in _nearest(config.unknown_keys, [key.name for key in KEYS]):
+        yield _stranger(key, nearest, "nothing reads it")
+    spelled = [config.option_spelling.get(key, key) for key in config.backend_options]
+    for key, nearest in _nearest(spelled, [key.name for key in backend_keys]):
+        yield _stranger(key, nearest, f"{config.backend_type} has no such option", "Backend.")
 
 
-def _stranger(key: str, nearest: str) -> str:
-    shown = key if key.isprintable() else gojson.show(key)
-    return f"unknown key {shown}" + (f": did you mean {nearest}?" if nearest else "")
+def misspelt(keys: Iterable[str], names: Iterable[str] = (), where: str = "") -> list[str]:
+    """Of keys as spelled, a line for each of the first few that nothing reads and that is nearly a name.
+
+    `names`: of the keys there are; by default the config's own.
+    """
+    near = (pair for pair in _nearest(keys, [*names] or [key.name for key in KEYS]) if pair[1])
+    return [_stranger(key, nearest, "", where) for key, nearest in islice(near, MOST_HINTS)]
+
+
+def _nearest(spelled: Iterable[str], names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    by_name = {key.casefold(): key for key in spelled}
+    for key, nearest in options.unknown(dict.fromkeys(by_name), names).items():
+        yield by_name[key], nearest
+
+
+def _stranger(key: str, nearest: str, why: str, where: str = "") -> str:
+    return f"unknown key {where}{shown_key(key)}: " + (
+        f"did you mean {where}{nearest}?" if nearest else f"{why}; remove it"
+    )
+
+
+def shown_key(key: str) -> str:
+    """A key for a message; one that only looks like a key, as JSON."""
+    return key if key.isprintable() and len(key) <= LONGEST_KEY else gojson.show(key)

@@ -65,6 +65,8 @@ class Conflict:
     record: Record
     reason: str
     fix: str
+    held: Record | None = None
+    """Ours, which stays meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)

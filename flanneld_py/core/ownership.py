@@ -6,6 +6,8 @@ import hashlib
 
 NEXTHOP_SLOT_BITS = 17
 """Nexthop objects per prefix: 131,072."""
+FIRST_MARK_BIT, MARK_BITS = 18, 14
+"""RTAX_MAX has been 17 since Linux 4.15."""
 
 
 def prefix_hash(prefix: str) -> int:
@@ -23,6 +25,15 @@ def nexthop_ids(prefix: str) -> range:
     slot = prefix_hash(prefix) >> 18
     start = 0x8000_0000 | slot << NEXTHOP_SLOT_BITS
     return range(start + 1, start + (1 << NEXTHOP_SLOT_BITS))
+
+
+def route_mark(prefix: str) -> int:
+    """What IPv6 and blackhole routes of this prefix bear in RTAX_LOCK (linux/rtnetlink.h): never 0.
+
+    Each bit there locks the metric of its number against change; those above RTAX_MAX lock nothing. Nothing
+    else of such a route is ours to choose.
+    """
+    return (1 + prefix_hash(prefix) % ((1 << MARK_BITS) - 1)) << FIRST_MARK_BIT
 
 
 LONGEST_NAME = 107

@@ -146,9 +146,7 @@ def referents(op: Op, want: State) -> Iterator[tuple[Table, Any]]:
         yield from (("addrs", key) for key in want.addrs)
 
 
-def still_needed(
-    want: State, have: State, failed: Collection[tuple[Table, Any]]
-) -> set[tuple[Table, Any]]:
+def still_needed(want: State, have: State, failed: Collection[tuple[Table, Any]]) -> set[tuple[Table, Any]]:
     """What must not be deleted now: the rows under those whose replacement has failed."""
     needed: set[tuple[Table, Any]] = set()
     for table, key in failed:

@@ -43,10 +43,10 @@ class _Stored:
 class ConfigWatch:
     """Offers `network` and `config_problem`."""
 
-    def __init__(self, prefix: str, inbox: Inbox, endpoint: Callable[[], str]) -> None:
-        """`endpoint` names the etcd to write to in advice."""
+    def __init__(self, prefix: str, inbox: Inbox, put_line: Callable[[str, str], str]) -> None:
+        """`put_line`: whole key and value → the line for a shell that stores it, for advice."""
         self._inbox = inbox
-        self._endpoint = endpoint
+        self._put_line = put_line
         self._log = structlog.get_logger().bind(part="registry")
         self._key = f"{key_root(prefix)}{CONFIG_KEY}"
         self._lock = threading.Lock()
@@ -152,11 +152,13 @@ class ConfigWatch:
         self._log.info("config", networks=[str(net) for net in config.networks], backend=backend.type)
         for line in unknown_keys(config, backend.keys):
             self._log.warning("config_unknown_key", reason=line)
+        for line in config.doubts:
+            self._log.warning("config_doubtful", reason=line)
         self._inbox.offer(network=Network(config, backend, former), config_problem=None)
 
     def _missing(self) -> Problem:
         config = self._in_force.text.decode() if self._in_force else EXAMPLE_CONFIG
-        put = f"ETCDCTL_API=3 etcdctl --endpoints={self._endpoint()} put {self._key} {shlex.quote(config)}"
+        put = f"{self._put_line(self._key, config)}  # or: flannelctl config set {shlex.quote(config)}"
         if self._in_force:
             reason = f"the network config at {self._key} was deleted; the config in force stays"
         else:

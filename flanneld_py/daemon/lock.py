@@ -58,20 +58,30 @@ def _bind(held: ExitStack, name: str, taken: str, advice: str) -> None:
 def _holder(name: str) -> str:
     """Who has bound an abstract socket: anybody may, so an operator must be able to find out."""
     label = "@" + name[1:]
-    nobody = f"{label} is held by a process that cannot be seen from here"
-    try:
-        rows = Path("/proc/net/unix").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return nobody
-    # Num RefCount Protocol Flags Type St Inode Path
-    inodes = [row[6] for line in rows if len(row := line.split(maxsplit=7)) == 8 and row[7] == label]
-    pid = next((pid for inode in inodes if (pid := _owner(f"socket:[{inode}]")) is not None), None)
+    owners = (_owner(f"socket:[{inode}]") for inode in _inodes(label))
+    pid = next((pid for pid in owners if pid is not None), None)
     if pid is None:
-        return nobody
+        return f"{label} is held by a process that cannot be seen from here"
     comm = ""
     with suppress(OSError):
         comm = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
     return f"{label} is held by pid {pid} ({''.join(c if c.isprintable() else '?' for c in comm)})"
+
+
+def holder_of(prefix: str) -> str:
+    """Who works on a prefix on this host, `… is held by pid 77 (flanneld-py)`; empty: nobody."""
+    name = lock_name(prefix)
+    return _holder(name) if _inodes("@" + name[1:]) else ""
+
+
+def _inodes(label: str) -> list[str]:
+    """Of the unix sockets with this name."""
+    try:
+        rows = Path("/proc/net/unix").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    # Num RefCount Protocol Flags Type St Inode Path
+    return [row[6] for line in rows if len(row := line.split(maxsplit=7)) == 8 and row[7] == label]
 
 
 def _owner(link: str) -> int | None:

@@ -196,7 +196,7 @@ class Daemon:
                 "install nftables or iptables, then restart",
             )
         self._filterwatch = FilterWatch(self._inbox, names, settings.wish)
-        tables, links, blackholes = RtnetlinkTables(prefix), KernelLinks(prefix), Blackholes()
+        tables, links, blackholes = RtnetlinkTables(prefix), KernelLinks(prefix), Blackholes(prefix)
         self._monitor = Monitor(ignore_ports={*tables.port_ids, *links.port_ids, *blackholes.port_ids})
         self._reconciler = Reconciler(
             Executor(
@@ -207,13 +207,10 @@ class Daemon:
             self._follow,
         )
         wanted = wanted_of(options, last, identity)
-        self._configwatch = ConfigWatch(prefix, self._inbox, lambda: self._registry.endpoint)
+        self._configwatch = ConfigWatch(prefix, self._inbox, self._registry.put_line)
         self._registrywatch = RegistryWatch(self._registry, self._configwatch, self._inbox)
         self._hostwatch = HostWatch(self._monitor, wanted, self._inbox, self._registrywatch.reconnect)
-        for level in ("network", "registry"):
-            self._inbox.alarm(level, self._monitor.interrupt)
-        for level in ("host", "lease", "report"):
-            self._inbox.alarm(level, self._filterwatch.interrupt)
+        self._set_alarms()
         self._filterwatch.begin()
         self._threads: list[threading.Thread] = []
         self._process = Process(os.getpid(), prefix, identity.node_id, self._hanging)
@@ -221,28 +218,38 @@ class Daemon:
         self._servers = http_servers(options, self._inbox, self._process, subnet_file.look)
         self._hostwatch.begin()
         identity.changed = self._monitor.interrupt
-        self._leasekeeper = self._make_leasekeeper(options, identity, last.run)
+        self._leasekeeper = self._make_leasekeeper(options, identity, last)
         self._peermemory = PeerMemory(self._inbox, prefix, options.peers_file)
-        status_file = Path(status_path(str(options.subnet_file)))
-        looks = subnet_file.look, OverlapWatch(self._inbox).look
-        self._publisher = Publisher(self._inbox, self._process, status_file, self._notifier, *looks)
+        self._publisher = self._make_publisher(options, subnet_file)
         self._control = self._make_control(options)
         self._failed = False
         self.ended_by: FlanneldError | None = None
         """Why it ended by itself, though it is no defect of ours."""
         self._asked_to_stop = threading.Event()
 
+    def _set_alarms(self) -> None:
+        """For the threads that wait on something else than the inbox."""
+        for level in ("network", "registry"):
+            self._inbox.alarm(level, self._monitor.interrupt)
+        for level in ("host", "lease", "report"):
+            self._inbox.alarm(level, self._filterwatch.interrupt)
+
+    def _make_publisher(self, options: Options, subnet_file: SubnetFileWatch) -> Publisher:
+        status_file = Path(status_path(str(options.subnet_file)))
+        looks = subnet_file.look, OverlapWatch(self._inbox).look
+        return Publisher(self._inbox, self._process, status_file, self._notifier, *looks)
+
     def _follow(self, target: Target) -> None:
         follow(self._monitor, target)
         self._filterwatch.follow(target)
 
-    def _make_leasekeeper(self, options: Options, identity: Identity, last: LastRun) -> LeaseKeeper:
+    def _make_leasekeeper(self, options: Options, identity: Identity, last: LastTime) -> LeaseKeeper:
         return LeaseKeeper(
             self._registry,
             self._inbox,
             identity,
-            last,
-            LeaseFile(options.state_file),
+            last.run,
+            LeaseFile(options.state_file, last.networks, lambda: self._inbox.levels.report.in_sync),
             options.lease,
             self._registrywatch.distrust,
         )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from flanneld_py.daemon.inbox import Inbox, Levels, Problem
+from flanneld_py.daemon.inbox import Inbox, Levels, Problem, boottime
 from flanneld_py.drivers.files import read_text
 
+ASK_EVERY = 2.0
+"""Seconds; a pass reads all of the kernel."""
 FIX = "nothing, if its directory can be written: it is put back by itself"
 
 
@@ -20,6 +22,8 @@ class SubnetFileWatch:
         self._lock = threading.Lock()
         self._other_since: int | None = None
         """Number of passes when it was first seen to hold something else."""
+        self._asked_at = 0.0
+        """When it was last asked to be put back, by `boottime`."""
 
     def look(self) -> None:
         """Read the file once."""
@@ -28,10 +32,12 @@ class SubnetFileWatch:
             if not levels.report.subnet_file_written:
                 return
             reason, known = self._fault(levels), levels.subnet_file_problem
-            if reason == (known.reason if known else ""):
-                return
-            self._inbox.offer(subnet_file_problem=Problem("subnet-file", reason, FIX) if reason else None)
-            if reason:
+            if reason != (known.reason if known else ""):
+                self._inbox.offer(subnet_file_problem=Problem("subnet-file", reason, FIX) if reason else None)
+                self._asked_at = 0.0
+            # Somebody may have removed it again before it was seen that it was back.
+            if reason and boottime() >= self._asked_at + ASK_EVERY:
+                self._asked_at = boottime()
                 self._inbox.kernel_changed()
 
     def _fault(self, levels: Levels) -> str:

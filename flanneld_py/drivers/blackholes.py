@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
+from flanneld_py.core.ownership import route_mark
 from flanneld_py.drivers import rtmessages as rt
 from flanneld_py.drivers.links import read_main_routes
 from flanneld_py.drivers.netlink import Failure, NetlinkSocket
@@ -12,11 +13,16 @@ from flanneld_py.model import FAMILIES, ROUTE_PROTOCOL, Op, Outcome, Scope, Stat
 
 
 class Blackholes:
-    """Driver of the table blackholes: routes of type blackhole, our protocol and our metric for them."""
+    """Driver of the table blackholes: routes of type blackhole, our protocol and our metric for them.
+
+    Args:
+        prefix: the etcd prefix, which marks ours.
+    """
 
     tables: tuple[Table, ...] = ("blackholes",)
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str) -> None:
+        self._mark = route_mark(prefix)
         self._socket = NetlinkSocket()
 
     @property
@@ -36,11 +42,17 @@ class Blackholes:
                 self._socket, family, lambda _: "", ROUTE_PROTOCOL, kind=rt.RTN_BLACKHOLE
             )
         )
-        ours = (route for route in found if route.is_blackhole and inside.network(route.base, route.length))
+        ours = (
+            route
+            for route in found
+            if route.is_blackhole
+            and inside.network(route.base, route.length)
+            and not route.is_anothers(self._mark)
+        )
         return State(blackholes={route.destination: True for route in ours})
 
     def apply(self, ops: Sequence[Op]) -> Sequence[Outcome]:
-        refused = self._socket.transact([_message(op) for op in ops])
+        refused = self._socket.transact([_message(op, self._mark) for op in ops])
         return [Outcome(op, _explain(op, why)) for op, why in zip(ops, refused, strict=True)]
 
 
@@ -52,7 +64,7 @@ def _explain(op: Op, refused: Failure | None) -> str | None:
     return f"cannot {op.verb} a blackhole route to {op.key}: {refused.reason}"
 
 
-def _message(op: Op) -> bytes:
+def _message(op: Op, mark: int) -> bytes:
     if op.verb == "set":
-        return rt.set_blackhole(op.key, ROUTE_PROTOCOL)
+        return rt.set_blackhole(op.key, ROUTE_PROTOCOL, mark)
     return rt.delete_route(op.key, ROUTE_PROTOCOL, 0, rt.BLACKHOLE_METRIC)

@@ -112,6 +112,10 @@ class EtcdRegistry:
         """The endpoint in use, or the next to be tried."""
         return str(self._endpoints[self._index])
 
+    def put_line(self, key: str, value: str) -> str:
+        """The line for a shell that stores a value under a whole key, for advice."""
+        return self._settings.put_line(self.endpoint, key, value)
+
     def list(self, *, first: bool = False) -> Listing:
         """All keys at one revision; one request for up to PAGE_KEYS of them.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import ssl
 import stat
 from dataclasses import dataclass, field
@@ -67,6 +68,14 @@ class EtcdSettings:
         """Where user and password come from, for a message."""
         password = f"password-file {self.password_file}" if self.password_file else "password"
         return f"--etcd-username{f' {self.username}' if self.username else ''}, --etcd-{password}"
+
+    def put_line(self, endpoint: str, key: str, value: str) -> str:
+        """The line for a shell that stores a value by etcdctl, as we reach etcd; it asks for the password."""
+        options = {"endpoints": endpoint, "user": self.username}
+        if endpoint.startswith("https:"):
+            options |= {"cacert": self.ca_file, "cert": self.cert_file, "key": self.key_file}
+        given = [f"--{name}={text}" for name, text in options.items() if text]
+        return f"ETCDCTL_API=3 {shlex.join(['etcdctl', *given, 'put', key, value])}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,8 +184,8 @@ class KernelLinks:
     def _replace(self, old: Device, want: VxlanLink) -> str | None:
         """Put another device in the place of one that cannot be changed into it, if it can be made at all.
 
-        It is made and brought up under a name of its own first, as a VNI or a port may be taken. What hangs on
-        the old one goes with it.
+        It is made and brought up under a name of its own first, as a VNI or a port may be taken. What hangs
+        on the old one goes with it.
         """
         name = f"{TEMPORARY_NAME}{os.urandom(2).hex()}"
         error = self._create(name, want, "the device that is to take its place")

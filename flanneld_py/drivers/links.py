@@ -6,14 +6,15 @@ import os
 import socket
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from ipaddress import ip_interface
 from typing import Literal, NamedTuple
 
-from flanneld_py.core.ownership import link_alias
+from flanneld_py.core.ownership import FIRST_MARK_BIT, link_alias
 from flanneld_py.drivers import rtmessages as rt
 from flanneld_py.drivers.netlink import U32, NetlinkSocket, attributes
-from flanneld_py.model import AddressFacts, Family, IPNetwork, NextHop
+from flanneld_py.model import ROUTE_PROTOCOL, AddressFacts, Family, IPNetwork, NextHop
 
 IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
@@ -62,6 +63,8 @@ class FoundRoute(NamedTuple):
     """Id of its nexthop object; 0: none."""
     kind: int = rt.RTN_UNICAST
     """RTN_* of linux/rtnetlink.h."""
+    lock: int = 0
+    """RTAX_LOCK: in its upper bits the mark of one of ours."""
 
     @property
     def destination(self) -> IPNetwork:
@@ -76,6 +79,10 @@ class FoundRoute(NamedTuple):
     def is_blackhole(self) -> bool:
         """Whether it is one of ours that drop what no better route takes."""
         return self.kind == rt.RTN_BLACKHOLE and self.mark[1:] == (0, rt.BLACKHOLE_METRIC)
+
+    def is_anothers(self, mark: int) -> bool:
+        """Whether it bears the mark of another daemon than that of `mark` (core/ownership.route_mark)."""
+        return self.lock >> FIRST_MARK_BIT << FIRST_MARK_BIT not in (0, mark)
 
     def describe(self) -> str:
         """As `ip route` would, with a space before: ` via 192.0.2.77 dev eth0 proto static`."""
@@ -150,6 +157,26 @@ class OwnDevices:
         return device.index in self._seen and device.kind == "vxlan" and not is_marked(device.alias)
 
 
+class Claims(NamedTuple):
+    """What tells our nexthop objects from those of another prefix that has the same range of ids.
+
+    One that nobody uses and that stands on no daemon's device is taken for ours: a daemon that dies between
+    two writes leaves it behind, and the other one makes its own anew.
+    """
+
+    used: AbstractSet[int]
+    """Ids of routes of ours, and those we gave ourselves, whatever was made of them since."""
+    of_others: AbstractSet[int]
+    """Ids that only routes outside our Networks use."""
+    devices_of_others: AbstractSet[int]
+    """Indexes of the devices that bear another daemon's mark."""
+
+    def cover(self, ident: int, protocol: int, device: int) -> bool:
+        if ident in self.of_others or device in self.devices_of_others:
+            return False
+        return ident in self.used or protocol == ROUTE_PROTOCOL
+
+
 def is_marked(alias: str) -> bool:
     """Whether it is the mark of some daemon's device."""
     return alias.startswith(link_alias(""))
@@ -197,4 +224,6 @@ def read_main_routes(
         mark = RouteMark(made_by, tos, number(found.get(rt.RTA_PRIORITY)))
         dev = name_of(index) if index else ""
         nexthop = number(found.get(rt.RTA_NH_ID))
-        yield FoundRoute(found[rt.RTA_DST], length, mark, hop, dev, index, nexthop, type_)
+        metrics = found.get(rt.RTA_METRICS)
+        lock = number(nested(metrics).get(rt.RTAX_LOCK)) if metrics else 0
+        yield FoundRoute(found[rt.RTA_DST], length, mark, hop, dev, index, nexthop, type_, lock)

@@ -50,7 +50,8 @@ NTF_SELF = 0x02
 
 RTMSG = struct.Struct("=BBBBBBBBI")
 """Family, destination length, source length, TOS, table, protocol, scope, type, flags."""
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH, RTA_NH_ID = 1, 4, 5, 6, 9, 30
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_METRICS, RTA_MULTIPATH, RTA_NH_ID = 1, 4, 5, 6, 8, 9, 30
+RTAX_LOCK = 1
 RT_TABLE_MAIN = 254
 RT_SCOPE_UNIVERSE, RT_SCOPE_NOWHERE = 0, 255
 RTN_UNICAST, RTN_LOCAL, RTN_BLACKHOLE = 1, 2, 6
@@ -98,11 +99,13 @@ _NEIGHBOUR: dict[int, struct.Struct] = {
     6: struct.Struct("=IHHII BxxxiHBB HH16s HH6sxx"),
 }
 _ROUTE4 = struct.Struct("=IHHII BBBBBBBBI HH4s HHI")
-_ROUTE6 = struct.Struct("=IHHII BBBBBBBBI HH16s HHI HH16s")
+_ROUTE6 = struct.Struct("=IHHII BBBBBBBBI HH16s HHI HH16s HHHHI")
 _BLACKHOLE: dict[int, struct.Struct] = {
-    4: struct.Struct("=IHHII BBBBBBBBI HH4s HHI"),
-    6: struct.Struct("=IHHII BBBBBBBBI HH16s HHI"),
+    4: struct.Struct("=IHHII BBBBBBBBI HH4s HHI HHHHI"),
+    6: struct.Struct("=IHHII BBBBBBBBI HH16s HHI HHHHI"),
 }
+_MARK = (12, RTA_METRICS | NLA_F_NESTED, 8, RTAX_LOCK)
+"""Before the value of a mark."""
 _NEXTHOP: dict[int, struct.Struct] = {
     4: struct.Struct("=IHHII BBBxI HHI HHI HH4s"),
     6: struct.Struct("=IHHII BBBxI HHI HHI HH16s"),
@@ -221,30 +224,33 @@ def set_route4(destination: IPNetwork, protocol: int, nexthop: int, *, new: bool
 
 
 def set_route6(
-    destination: IPNetwork, protocol: int, index: int, via: IPAddress, *, onlink: bool, new: bool
+    destination: IPNetwork, protocol: int, index: int, via: IPAddress, mark: int, *, onlink: bool, new: bool
 ) -> bytes:
     """An IPv6 route; `new`: refuse if one with the default metric is there, else replace it.
+
+    `mark`: of core/ownership.
 
     Its gateway stands inline. Nexthop objects serve to escape IPv4's fib_info hash, which ignores the
     gateway, so that many routes through one device share one chain and cost O(n²); IPv6 has no such hash.
     """
     return _ROUTE6.pack(
-        76, RTM_NEWROUTE, _NEW_FLAGS if new else _SET_FLAGS, 0, 0,
+        88, RTM_NEWROUTE, _NEW_FLAGS if new else _SET_FLAGS, 0, 0,
         socket.AF_INET6, destination.prefixlen, 0, 0,
         RT_TABLE_MAIN, protocol, RT_SCOPE_UNIVERSE, RTN_UNICAST, RTNH_F_ONLINK if onlink else 0,
         20, RTA_DST, destination.network_address.packed, 8, RTA_OIF, index, 20, RTA_GATEWAY, via.packed,
+        *_MARK, mark,
     )  # fmt: skip
 
 
-def set_blackhole(destination: IPNetwork, protocol: int) -> bytes:
+def set_blackhole(destination: IPNetwork, protocol: int, mark: int) -> bytes:
     """A route that drops packets, at a metric of its own; refused if one stands there."""
     packed = destination.network_address.packed
     size = len(packed)
     return _BLACKHOLE[destination.version].pack(
-        40 + size, RTM_NEWROUTE, _NEW_FLAGS, 0, 0,
+        52 + size, RTM_NEWROUTE, _NEW_FLAGS, 0, 0,
         AF[destination.version], destination.prefixlen, 0, 0,
         RT_TABLE_MAIN, protocol, RT_SCOPE_UNIVERSE, RTN_BLACKHOLE, 0,
-        4 + size, RTA_DST, packed, 8, RTA_PRIORITY, BLACKHOLE_METRIC,
+        4 + size, RTA_DST, packed, 8, RTA_PRIORITY, BLACKHOLE_METRIC, *_MARK, mark,
     )  # fmt: skip
 
 

@@ -13,11 +13,11 @@ from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from itertools import product
-from typing import NamedTuple
 
-from flanneld_py.core.ownership import nexthop_ids
+from flanneld_py.core.ownership import nexthop_ids, route_mark
 from flanneld_py.drivers import rtmessages as rt
 from flanneld_py.drivers.links import (
+    Claims,
     FoundRoute,
     OwnDevices,
     RouteMark,
@@ -63,26 +63,6 @@ PREPARING = -1
 USUAL_MARK = {version: RouteMark(ROUTE_PROTOCOL, 0, metric) for version, metric in rt.METRIC.items()}
 
 
-class Claims(NamedTuple):
-    """What tells our nexthop objects from those of another prefix that has the same range of ids.
-
-    One that nobody uses and that stands on no daemon's device is taken for ours: a daemon that dies between
-    two writes leaves it behind, and the other one makes its own anew.
-    """
-
-    used: AbstractSet[int]
-    """Ids of routes of ours, and those we gave ourselves, whatever was made of them since."""
-    of_others: AbstractSet[int]
-    """Ids that only routes outside our Networks use."""
-    devices_of_others: AbstractSet[int]
-    """Indexes of the devices that bear another daemon's mark."""
-
-    def cover(self, ident: int, protocol: int, device: int) -> bool:
-        if ident in self.of_others or device in self.devices_of_others:
-            return False
-        return ident in self.used or protocol == ROUTE_PROTOCOL
-
-
 class UnknownReferent(Exception):
     """An op names a device or nexthop that does not exist; the text says which."""
 
@@ -98,7 +78,8 @@ class RtnetlinkTables:
     has more rows than one, so that `apply` can set or delete the key as a whole.
 
     Args:
-        prefix: the etcd prefix, which marks our links and fixes the ids of our nexthop objects.
+        prefix: the etcd prefix, which marks our links and IPv6 routes, and fixes the ids of our nexthop
+            objects.
     """
 
     tables: tuple[Table, ...] = ("fdb", "neighs", "nexthops", "routes")
@@ -106,6 +87,7 @@ class RtnetlinkTables:
     def __init__(self, prefix: str) -> None:
         self._devices = OwnDevices(prefix)
         self._ids = nexthop_ids(prefix)
+        self._mark = route_mark(prefix)
         self._socket = NetlinkSocket()
         self._nexthops: dict[NextHop, list[int]] = {}
         self._taken: set[int] = set()
@@ -266,7 +248,8 @@ class RtnetlinkTables:
                 raise UnknownReferent(f"nexthop {via} on device {dev} does not exist")
             wanted = rt.set_route4(op.key, protocol, numbers[0], new=new)
         else:
-            wanted = rt.set_route6(op.key, protocol, self._index(dev), via, onlink=onlink, new=new)
+            index = self._index(dev)
+            wanted = rt.set_route6(op.key, protocol, index, via, self._mark, onlink=onlink, new=new)
         usual = USUAL_MARK[op.key.version]
         marks = self._marks.get(op.key, [usual])
         if [mark[1:] for mark in marks] == [usual[1:]] and self._devices6.get(op.key, dev) == dev:
@@ -295,12 +278,13 @@ class RtnetlinkTables:
             self._observe_fdb(index, name, fdb)
             self._observe_neighbours(index, name, inside, neighs)
         others = {device.index for device in devices if is_marked(device.alias)} - own.keys()
-        found = [
+        every = [
             route
             for family in FAMILIES
             for route in self._main_routes(family, ROUTE_PROTOCOL)
-            if route.index_of_dev not in others and not route.is_blackhole
+            if not route.is_blackhole
         ]
+        found = [route for route in every if not self._is_anothers(route, others)]
         within = [route for route in found if inside.network(route.base, route.length)]
         used = {route.nexthop for route in within}
         used_elsewhere = {route.nexthop for route in found} - used
@@ -310,10 +294,19 @@ class RtnetlinkTables:
             # One of ours through an id of another range was made by the daemon of another prefix.
             if not route.nexthop or route.nexthop in self._ids or len(route.base) == 16:
                 self._add_route(route, hops, routes)
+            else:
+                self._held.discard(route.destination)
         self._observe_beside(scope, routes)
         self._held &= scope.adoptable.keys()
         self._held.update(destination for destination in routes if self._is_usual(destination))
+        if len(found) < len(every):
+            # Another daemon's is not taken back: two that do that would fight without end.
+            self._held -= {route.destination for route in every if self._is_anothers(route, others)}
         return State(fdb=fdb, neighs=neighs, nexthops=dict.fromkeys(self._nexthops, True), routes=routes)
+
+    def _is_anothers(self, route: FoundRoute, devices: AbstractSet[int]) -> bool:
+        """Whether another daemon has made it; `devices`: indexes of those that bear such a one's mark."""
+        return route.index_of_dev in devices or route.is_anothers(self._mark)
 
     def _name(self, index: int) -> str:
         name = self._names.get(index)

@@ -6,21 +6,22 @@ import fcntl
 import hashlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flanneld_py.lab import LabError, wait_for
-from flanneld_py.lab.process import descendants, search_path
+from flanneld_py.lab.process import descendants
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from flanneld_py.lab import Host
+    from flanneld_py.lab.workspace import Workspace
 
 CHECKOUT = Path(__file__).parents[2]
 SYSTEMD = CHECKOUT / "systemd"
@@ -28,7 +29,15 @@ BUILD = CHECKOUT / "build"
 PACKAGES = ("systemd", "iproute2", "iptables", "nftables", "procps", "python3", "udev")
 DPKG = ["force-unsafe-io", "path-exclude=/usr/share/doc/*", "path-exclude=/usr/share/locale/*"]
 """Half of the time, as nobody needs these files after a power failure."""
+ALONE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--")
+"""Prefixes a command whose death is that of all its processes; nspawn's machines outlive it otherwise."""
+HIERARCHIES = [Path("/sys/fs/cgroup", name) for name in ("", "systemd", "unified")]
+"""Where systemd may have its control groups, whatever their version."""
+WITHOUT_TRACE = 'mkdir -p /run/systemd/nspawn; mount -t tmpfs none /run/systemd/nspawn; exec "$@"'
+IN_CONTROL_GROUP = 'for one in $1; do echo $$ >"$one/cgroup.procs"; done; shift; exec "$@"'
 MIRROR = "http://deb.debian.org/debian"
+LEADER = 2
+"""Its process 1 comes after unshare and nspawn."""
 UNIT = "flanneld-py.service"
 SOURCE, PACKAGES_OF_PYTHON = "/opt/flanneld-py/source", "/opt/flanneld-py/packages"
 LAUNCHER = """#!{python}
@@ -44,11 +53,11 @@ INSTALLED = {
 """File of systemd/ → where it lies on a machine."""
 
 
-def debian() -> Path:
+def debian(workspace: Workspace) -> Path:
     """The root of a Debian like this one, with systemd; made once, kept in build/ for the runs that follow.
 
     Raises:
-        LabError: debootstrap failed.
+        CommandFailed: debootstrap failed.
     """
     release = _os_release()
     suite = release["VERSION_CODENAME"] if release.get("ID") == "debian" else "bookworm"
@@ -59,7 +68,7 @@ def debian() -> Path:
         if not root.exists():
             unfinished = root.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
-            _debootstrap(suite, unfinished)
+            _debootstrap(workspace, suite, unfinished)
             unfinished.rename(root)
     return root
 
@@ -79,7 +88,7 @@ def _alone(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _debootstrap(suite: str, root: Path) -> None:
+def _debootstrap(workspace: Workspace, suite: str, root: Path) -> None:
     (root / "etc/dpkg/dpkg.cfg.d").mkdir(parents=True)
     (root / "etc/dpkg/dpkg.cfg.d/test").write_text("".join(f"{line}\n" for line in DPKG))
     command = [
@@ -90,10 +99,8 @@ def _debootstrap(suite: str, root: Path) -> None:
         str(root),
         MIRROR,
     ]
-    environment = {**os.environ, "PATH": search_path()}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
-    if done.returncode:
-        raise LabError(f"debootstrap failed:\n{(done.stdout + done.stderr)[-2000:]}")
+    # Mounts and processes of its own: whatever ends it, nothing stays.
+    workspace.run([*ALONE, *command], timeout=280)
 
 
 class Machine:
@@ -102,7 +109,7 @@ class Machine:
     def __init__(
         self, host: Host, root: Path, variables: Mapping[str, str], files: Mapping[str, str]
     ) -> None:
-        """Boot it in the network of `host`, whose run directory is its /run/flannel.
+        """Switch it on in the network of `host`, whose run directory is its /run/flannel.
 
         Args:
             host: which no daemon of the lab runs on.
@@ -131,27 +138,33 @@ class Machine:
         }
         if sys.base_prefix != "/usr":  # not Debian's Python: it comes along
             binds |= {path: path for path in (str(python), f"{sys.base_prefix}/lib")}
-        self._process = host.workspace.spawn(
-            f"{host.name}-machine",
-            [
-                "systemd-nspawn",
-                "--quiet",
-                "--register=no",
-                "--keep-unit",
-                "--link-journal=no",
-                "--console=pipe",
-                f"--machine={host.name}",
-                f"--directory={root}",
-                "--volatile=overlay",
-                f"--network-namespace-path={host.path}",
-                "--capability=CAP_NET_ADMIN,CAP_NET_RAW",
-                f"--bind={host.run_directory}:/run/flannel",
-                *(f"--bind-ro={there}:{here}" for there, here in binds.items()),
-                "--boot",
-            ],
-            env={"SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"},  # /proc/sys/net
-        )
-        wait_for(self._is_up, 30, f"{host.name} to boot")
+        self._groups = [path / f"{host.workspace.directory.name}-{host.name}" for path in _hierarchies()]
+        for group in self._groups:
+            group.mkdir()
+        # Two machines in one control group would kill each other's services.
+        enter = ["sh", "-euc", IN_CONTROL_GROUP, "sh", " ".join(map(str, self._groups))]
+        nspawn = [
+            "systemd-nspawn",
+            "--quiet",
+            "--register=no",
+            "--keep-unit",
+            "--link-journal=no",
+            "--console=pipe",
+            f"--machine={host.name}",
+            f"--directory={root}",
+            "--volatile=overlay",
+            "--capability=CAP_NET_ADMIN,CAP_NET_RAW",
+            f"--bind={host.run_directory}:/run/flannel",
+            *(f"--bind-ro={there}:{here}" for there, here in binds.items()),
+            "--boot",
+        ]
+        env = {"SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network", "SYSTEMD_NSPAWN_LOCK": "0"}  # /proc/sys/net
+        tidy = ["sh", "-euc", WITHOUT_TRACE, "sh"]
+        self._process = host.spawn("machine", [*enter, *ALONE, *tidy, *nspawn], env=env)
+
+    def boot(self) -> None:
+        """Wait until it is up."""
+        wait_for(self._is_up, 30, f"{self._host.name} to boot")
 
     def _file(self, number: int, text: str) -> str:
         path = self._directory / str(number)
@@ -162,7 +175,7 @@ class Machine:
     def _is_up(self) -> bool:
         if not self._process.running:
             raise LabError(f"{self._host.name} did not boot: {self._process.output().strip()}")
-        if len(descendants(self._process.pid)) < 2:
+        if len(descendants(self._process.pid)) <= LEADER:
             return False
         asked = self._ask(["systemctl", "is-system-running"])
         return asked.stdout.strip() in {"running", "degraded"}
@@ -170,7 +183,7 @@ class Machine:
     @property
     def _init(self) -> int:
         """Process 1 of the machine, as the host numbers it."""
-        return descendants(self._process.pid)[1]
+        return descendants(self._process.pid)[LEADER]
 
     def _ask(self, argv: Sequence[str], timeout: float = 30) -> subprocess.CompletedProcess[str]:
         enter = [
@@ -226,13 +239,11 @@ class Machine:
         self.run("systemctl", "start", UNIT)
 
     def close(self) -> None:
-        """Power off at once: with its process 1 the kernel ends all others, and nspawn tidies up."""
-        try:
-            if self._process.running:
-                os.kill(self._init, signal.SIGKILL)
-                self._process.wait(10)
-        finally:
-            self._host.discard(self._process)
+        """Power off at once."""
+        self._host.discard(self._process)
+        for group in self._groups:
+            # Whoever was in it is about to be reaped.
+            wait_for(partial(_removed, group), 10, f"{group} to be empty")
 
 
 @contextmanager
@@ -242,9 +253,23 @@ def machine(
     """A `Machine`, powered off at the end."""
     booted = Machine(host, root, variables or {}, files or {})
     try:
+        booted.boot()
         yield booted
     finally:
         booted.close()
+
+
+def _hierarchies() -> list[Path]:
+    return [path for path in HIERARCHIES if (path / "cgroup.procs").exists()]
+
+
+def _removed(group: Path) -> bool:
+    """A control group and those in it, if there is no process left."""
+    with suppress(OSError):
+        for path in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
+            path.rmdir()
+        group.rmdir()
+    return not group.exists()
 
 
 def _lines(variables: Mapping[str, str]) -> str:

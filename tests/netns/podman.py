@@ -27,10 +27,10 @@ NETWORK = "flannel"
 IMAGE = "localhost/lab:1"
 PAGE = "a page\n"
 DOWNLOAD = """#!/bin/sh
-# Numbered lines, one every 10 ms, until somebody makes /tmp/stop; the last line is `end`.
+# Numbered lines of 500 digits, one every 10 ms, until somebody makes /data/stop; the last line is `end`.
 printf 'Content-Type: text/plain\\r\\n\\r\\n'
 n=0
-while [ ! -e /tmp/stop ]; do n=$((n + 1)); echo $n; usleep 10000; done
+while [ ! -e /data/stop ]; do n=$((n + 1)); printf '%0500d\\n' $n; usleep 10000; done
 echo end
 """
 FILES = {
@@ -62,26 +62,22 @@ runroot = "/run/containers/storage"
 
 
 def pack_image(path: Path, commands: Sequence[str] = (), files: Mapping[str, str] = FILES) -> Path:
-    """A root file system as a tar: busybox with all its names, commands of this machine with their libraries."""
+    """A root file system as a tar: busybox with all its names, and commands of this machine."""
     busybox = _command("busybox")
+    programs = {"bin/busybox": busybox} | {f"bin/{name}": _command(name) for name in commands}
+    libraries = {name.lstrip("/"): name for program in programs.values() for name in _libraries(program)}
+    listed = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split()
     with tarfile.open(path, "w") as tar:
         for folder in ("bin", "etc", "tmp", "proc", "sys", "dev", "data"):
             entry = tarfile.TarInfo(folder)
             entry.type, entry.mode = tarfile.DIRTYPE, 0o755
             tar.addfile(entry)
-        programs = {"bin/busybox": busybox} | {f"bin/{Path(name).name}": _command(name) for name in commands}
-        libraries = {
-            library.lstrip("/"): library for file in programs.values() for library in _libraries(file)
-        }
         for name, source in (programs | libraries).items():
             tar.add(os.path.realpath(source), name)
-        for name in subprocess.run(
-            [busybox, "--list"], capture_output=True, text=True, check=True
-        ).stdout.split():
-            link = tarfile.TarInfo(f"bin/{name}")
+        for name in {f"bin/{applet}" for applet in listed} - programs.keys():
+            link = tarfile.TarInfo(name)
             link.type, link.linkname = tarfile.SYMTYPE, "busybox"
-            if name != "busybox" and f"bin/{name}" not in programs:
-                tar.addfile(link)
+            tar.addfile(link)
         for name, text in files.items():
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(text.encode()), 0o755 if text.startswith("#!") else 0o644
@@ -102,10 +98,10 @@ def _libraries(file: str) -> list[str]:
 
 
 class Machine:
-    """A host with podman: a pid and mount namespace around it, so that nothing outlives it or leaks out of it."""
+    """A host with podman, in pid and mount namespaces, so that nothing is left of it."""
 
     def __init__(self, host: Host, **delegate: Any) -> None:
-        """Set podman up with network "flannel": cni/flannel with these options of its delegate, and portmap."""
+        """Set podman up, with a network: cni/flannel with these options of its delegate, and portmap."""
         self.host = host
         self.folder = host.directory / "podman"
         self.networks = self.folder / "net.d"
@@ -129,7 +125,7 @@ class Machine:
         )
         first = wait_for(lambda: descendants(self._holder.pid)[1:], 5, f"the first process of {host.name}")
         self._init = first[0]
-        wait_for(lambda: os.path.exists(f"/proc/{self._init}/root/proc/1/stat"), 5, "its /proc")
+        wait_for(Path(f"/proc/{self._init}/root/proc/1/stat").exists, 5, "its /proc")
         self.run(["mount", "-t", "sysfs", "sysfs", "/sys"])  # that of the host's network namespace
         # Containers without cgroups: there is nothing to limit, and nothing to leave behind.
         self.run(["mount", "-t", "cgroup2", "cgroup2", "/sys/fs/cgroup"])
@@ -146,8 +142,6 @@ class Machine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._holder.running:
-            self.podman("rm", "--all", "--force", "--time=0")  # or their cgroups would stay
         self.host.workspace.discard(self._holder)
 
     def entered(self, argv: Sequence[str]) -> list[str]:

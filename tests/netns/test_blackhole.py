@@ -63,7 +63,7 @@ def test_the_driver_stands_beside_the_routes_of_others(subnet: str) -> None:
             f"{version} route add blackhole {subnet} metric 77", "route add blackhole 10.9.0.0/24 proto 96"
         )
         net.ip(f"route add blackhole 10.9.1.0/24 metric {METRIC} proto 96")
-        driver, scope = net.agent().make(Blackholes), Scope("/p", NETWORKS)
+        driver, scope = net.agent().make(Blackholes, "/p"), Scope("/p", NETWORKS)
         before = blackholes(net)
         assert driver.observe(scope) == State()
         ((_, error),) = driver.apply([Op("set", "blackholes", key, value=True)])
@@ -83,9 +83,21 @@ def test_the_driver_stands_beside_the_routes_of_others(subnet: str) -> None:
 def test_the_driver_replaces_nothing_of_others() -> None:
     with Namespace() as net:
         net.ip(f"route add unreachable 10.5.7.0/24 metric {METRIC}")
-        driver = net.agent().make(Blackholes)
+        driver = net.agent().make(Blackholes, "/p")
         ((_, error),) = driver.apply([Op("set", "blackholes", ip_network("10.5.7.0/24"), value=True)])
         assert error == f"a route to 10.5.7.0/24 with metric {METRIC} is not ours; remove it"
+
+
+@pytest.mark.parametrize("subnet", ["10.5.7.0/24", "fd00:5:0:7::/64"])
+def test_the_driver_of_another_prefix_sees_and_deletes_nothing(subnet: str) -> None:
+    key = ip_network(subnet)
+    with Namespace() as net:
+        first, second = (net.agent().make(Blackholes, prefix) for prefix in ("/p", "/q"))
+        assert first.apply([Op("set", "blackholes", key, value=True)])[0].error is None
+        assert first.observe(Scope("/p", NETWORKS)) == State(blackholes={key: True})
+        assert second.observe(Scope("/q", NETWORKS)) == State()
+        ((_, error),) = second.apply([Op("set", "blackholes", key, value=True)])
+        assert error == f"a route to {key} with metric {METRIC} is not ours; remove it"
 
 
 # --- the daemon -----------------------------------------------------------------------------------

@@ -315,7 +315,7 @@ def test_unknown_keys_are_warned_of_once(lab: Lab) -> None:
     )
     assert {line["reason"] for line in warned} == {
         "unknown key SubnetLn: did you mean SubnetLen?",
-        "unknown key Backend.prt: did you mean Backend.Port?",
+        "unknown key Backend.Prt: did you mean Backend.Port?",
     }
     wait_well(host)
 

@@ -58,6 +58,7 @@ def test_containers_use_one_another(machines: list[Machine]) -> None:
     web = beta.launch("web", *WEB, options=["--publish=8080:80"])
     names = beta.launch(
         "names", "/bin/dnsmasq", "--keep-in-foreground", "--user=root", "--no-resolv", "--no-hosts",
+        "--pid-file=", "--local=/web.example/",
         f"--address=/web.example/{web}",
     )  # fmt: skip
     client = alpha.launch("client", *FOREVER, options=[f"--dns={names}"])
@@ -75,13 +76,7 @@ def test_an_image_goes_through_a_registry(machines: list[Machine], registry_imag
     serve = ("/bin/docker-registry", "serve", "/etc/registry.yml")
     address = beta.launch("registry", *serve, image="localhost/registry:1")
     pushed = f"{address}:5000/lab:1"
-    wait_for(
-        lambda: alpha.run(
-            ["busybox", "sh", "-c", f"busybox nc -w1 {address} 5000 </dev/null && echo up || true"]
-        ),
-        10,
-        "the registry",
-    )
+    wait_for(lambda: "5000" in beta.inside("registry", "netstat", "-ltn"), 10, "the registry to listen")
     alpha.podman("push", "--tls-verify=false", IMAGE, pushed)
     before = alpha.podman("image", "inspect", "--format", "{{.Id}}", IMAGE)
     alpha.podman("rmi", IMAGE)
@@ -95,11 +90,11 @@ def test_a_download_outlasts_the_daemons(machines: list[Machine], end: str) -> N
     alpha, beta = machines
     web = beta.launch("web", *WEB)
     alpha.launch("client", *FOREVER)
-    fetch = f"wget -T 2 -qO /tmp/got http://{web}/cgi-bin/download"
+    fetch = f"wget -qO /data/got http://{web}/cgi-bin/download"
     download = alpha.start(["podman", "exec", "client", "/bin/sh", "-c", fetch])
 
     def lines() -> int:
-        return int(alpha.inside("client", "/bin/sh", "-c", "wc -l 2>/dev/null </tmp/got || echo 0"))
+        return int(alpha.inside("client", "/bin/sh", "-c", "wc -l 2>/dev/null </data/got || echo 0"))
 
     wait_for(lines, 10, "the download to begin", lambda count: count > 10)
     for machine in machines:
@@ -108,11 +103,12 @@ def test_a_download_outlasts_the_daemons(machines: list[Machine], end: str) -> N
         daemon.wait_ready()
     so_far = lines()
     wait_for(lines, 5, "the download to go on", lambda count: count > so_far + 50)
-    beta.inside("web", "touch", "/tmp/stop")
+    beta.inside("web", "touch", "/data/stop")
     _, complaint = download.communicate(timeout=10)
     assert (download.returncode, complaint) == (0, "")
-    got = alpha.inside("client", "cat", "/tmp/got").split()
-    assert got == [*map(str, range(1, len(got))), "end"]
+    got = alpha.inside("client", "cat", "/data/got").split()
+    assert [int(line) for line in got[:-1]] == [*range(1, len(got))]
+    assert got[-1] == "end"
 
 
 def test_removing_a_container_frees_its_address(machines: list[Machine]) -> None:

@@ -113,6 +113,22 @@ def test_status_of_a_killed_daemon_is_its_file(lab: Lab) -> None:
     assert (told.code, told.json["source"], told.json["state"]) == (1, "file", "in sync")
 
 
+def test_status_of_a_daemon_whose_files_somebody_removed(lab: Lab) -> None:
+    (alpha,) = overlay(lab, "vxlan", "alpha")
+    for path in (alpha.subnet_file, alpha.status_file, alpha.control_socket):
+        path.unlink()
+    said = flannelctl(alpha, "status")
+    if said.code:  # else it was faster in putting them back
+        assert f"is held by pid {alpha.daemon.pid} " in said.err + said.out
+        assert "no daemon has run here" not in said.err
+    alpha.subnet_file.unlink(missing_ok=True)
+    assert flannelctl(alpha, "config", "set", json.dumps(config("vxlan"))).code == 0, (
+        "its own bridge is no fault"
+    )
+    wait_for(lambda: flannelctl(alpha, "status").code, 10, "it to be well", lambda code: code == 0)
+    assert alpha.subnet_file.exists()
+
+
 def test_status_where_no_daemon_has_run(lab: Lab) -> None:
     said = flannelctl(lab.add_host("alpha"), "status")
     assert (said.code, said.out) == (1, "")

@@ -1,8 +1,8 @@
 """What flannel's own tests say of registry, leases, devices, routes and interfaces, by number: T17 to T39.
 
 T01 to T16, T19 to T21, T28 and T29 need no etcd and no kernel: tests/unit/test_flannel_behaviours.py
-says where they stand. T40 to T44 are of the packet-filter rules, T45 to T61 of Kubernetes, the CNI plugin
-and scripts.
+says where they stand. T40 to T45 are of the packet-filter rules (test_packet_rules.py),
+T47 to T53 of the CNI plugin (tests/unit/test_cni_*.py), the others of Kubernetes.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import pytest
 from flanneld_py.lab import wait_for
 from flanneld_py.lab.daemon import COMMAND
 from tests.netns.etcd_servers import Authority
-from tests.netns.observing import events, wait_status
+from tests.netns.observing import events, wait_problem, wait_status
 from tests.netns.oracle import differences
 from tests.netns.scenes import config, overlay
 from tests.netns.test_command_line import CONFIGURATION, USAGE, run
@@ -245,8 +245,8 @@ def test_a_password(fresh_lab: Lab) -> None:
 
 
 @pytest.fixture
-def tls(lab: Lab, tmp_path: Path) -> Iterator[tuple[Authority, str, list[str]]]:
-    """An authority, the URL of an etcd that wants certificates by it, and etcdctl for that."""
+def tls(lab: Lab, tmp_path: Path) -> Iterator[tuple[Authority, str]]:
+    """An authority, and the URL of an etcd that wants certificates by it."""
     authority = Authority(tmp_path / "ours")
     url = "https://192.0.2.254:3379"
     certificate, key = authority.issue("server", "IP:192.0.2.254")
@@ -264,22 +264,21 @@ def tls(lab: Lab, tmp_path: Path) -> Iterator[tuple[Authority, str, list[str]]]:
     etcd = lab.etcd.namespace.spawn(
         "etcd-tls", ["etcd", *(f"--{name}={value}" for name, value in options.items()), "--client-cert-auth"]
     )
-    certificate, key = authority.issue("etcdctl")
-    ctl = ["etcdctl", f"--endpoints={url}", f"--cacert={authority.ca}", f"--cert={certificate}"]
-    yield authority, url, [*ctl, f"--key={key}"]
+    yield authority, url
     etcd.kill()
 
 
-def test_client_certificates(lab: Lab, tls: tuple[Authority, str, list[str]]) -> None:
-    authority, url, ctl = tls
-    put = [*ctl, "put", f"{lab.etcd.prefix}/config", json.dumps(config("vxlan"))]
-    lab.etcd.namespace.run(put, env={"ETCDCTL_API": "3"})
+def test_client_certificates(lab: Lab, tls: tuple[Authority, str]) -> None:
+    """The line that the status gives for a missing config has them, too."""
+    authority, url = tls
     certificate, key = authority.issue("alpha")
     alpha = lab.add_host("alpha")
     daemon = alpha.start_daemon(
         [f"--etcd-endpoints={url}", f"--etcd-cafile={authority.ca}", f"--etcd-certfile={certificate}"],
         env={"FLANNELD_ETCD_KEYFILE": str(key)},
     )
+    (problem,) = wait_problem(daemon, "config-missing")["problems"]
+    alpha.run(["sh", "-euc", problem["fix"]])
     daemon.wait_ready()
     assert daemon.status()["registry"]["endpoint"] == url
     assert lab.etcd.leases() == {}, "they are in the other etcd"

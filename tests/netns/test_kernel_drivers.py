@@ -159,12 +159,32 @@ def test_a_link_of_ipv6_is_changed_in_place(
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"vni": 2},
+        {"port": 4789},
+        {"port": 4789, "gbp": True, "mac": "02:00:00:00:00:02", "mtu": 1400},
+        {"port": 4789, "up": False},
+        {"local": ip_address("fd99::1"), "mtu": 1430},
+    ],
+    ids=" ".join,
+)
+def test_a_link_that_cannot_be_changed_is_replaced(
+    net: Namespace, links: KernelLinks, change: dict[str, Any]
+) -> None:
+    outcome(links, "set", "links", DEV, LINK)
+    wanted = replace(LINK, **change)
+    assert outcome(links, "set", "links", DEV, wanted) is None
+    assert shown(net, DEV) == wanted
+    assert len(net.show("link", "show", "type", "vxlan")) == 1
+    assert links.observe(SCOPE).links == {DEV: wanted}
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"vni": 2}, "flannel.1 must be recreated: its vni cannot be changed in place"),
-        ({"port": 4789}, "flannel.1 must be recreated: its port cannot be changed in place"),
-        ({"gbp": True, "vni": 2}, "flannel.1 must be recreated: its vni, gbp cannot be changed in place"),
-        ({"local": ip_address("fd99::1")}, "must be recreated: its address family cannot be changed"),
+        ({"vni": 2, "dev": "gone0"}, "flannel.1 stays as it was: cannot create the device that is to take its"),
+        ({"gbp": True, "vni": 2}, "UDP port 8472 is used by another program"),
         ({"dev": "gone0"}, "cannot move flannel.1: its underlying device gone0 does not exist"),
         (
             {"mtu": 9000},
@@ -181,6 +201,20 @@ def test_what_cannot_be_changed_is_said(
     assert error is not None
     assert said in error
     assert shown(net, DEV) == LINK
+    assert len(net.show("link", "show", "type", "vxlan")) == 1
+
+
+def test_a_link_stays_when_what_is_to_replace_it_cannot_be_made(net: Namespace, links: KernelLinks) -> None:
+    outcome(links, "set", "links", DEV, LINK)
+    index = net.show("link", "show", "dev", DEV)[0]["ifindex"]
+    net.ip("link add other type vxlan id 1 dstport 4789 dev u0 local 192.0.2.1")
+    assert outcome(links, "set", "links", DEV, replace(LINK, port=4789)) == (
+        "flannel.1 stays as it was: cannot create the device that is to take its place: A VXLAN device with "
+        "the specified VNI already exists (EEXIST); it is other: remove that, or choose another VNI"
+    )
+    assert shown(net, DEV) == LINK
+    assert net.show("link", "show", "dev", DEV)[0]["ifindex"] == index
+    assert {link["ifname"] for link in net.show("link", "show", "type", "vxlan")} == {DEV, "other"}
 
 
 def test_why_a_link_cannot_be_made(net: Namespace, links: KernelLinks) -> None:

@@ -96,6 +96,9 @@ def test_exit_ends_with_75_and_a_line_that_names_the_holder(lab: Lab) -> None:
         f"(node id another-node, {taker.key}); the data plane stays; "
     )
     assert "Traceback" not in alpha.daemon.log_text()
+    (stop,) = events(alpha.daemon, "stop")
+    assert "signal" not in stop, "nobody has sent one"
+    assert stop["reason"] in said
     left = alpha.ip("address", "show", "dev", "flannel.1")[0]["addr_info"]
     assert [a["local"] for a in left] == [a["local"] for a in rows], "the data plane stays"
     # Whoever starts it again gets another subnet.

@@ -290,7 +290,7 @@ def test_a_lease_that_ran_out_while_etcd_was_away(lab: Lab) -> None:
     lab.etcd.stop()
     status = wait_status(alpha.daemon, "the loss of the lease", lambda s: s["lease"]["state"] == "lost")
     assert f"lease {key} was not renewed for 2 s" in status["lease"]["reason"]
-    assert (status["subnets"], status["ready"]) == ([subnet_of(key)], True)
+    assert (status["subnets"], status["state"], status["ready"]) == ([subnet_of(key)], "degraded", False)
     lab.etcd.start()
     wait_held(alpha.daemon, key)
     for host in (alpha, beta):

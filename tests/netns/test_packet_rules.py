@@ -115,7 +115,7 @@ def setup_others(net: Namespace) -> None:
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_rules_are_made_once_and_taken_away_without_a_trace(
+def test_t41_t42_t44_rules_are_made_once_and_taken_away_without_a_trace(
     net: Namespace, rules: PacketRules, tool: Tool
 ) -> None:
     setup_others(net)

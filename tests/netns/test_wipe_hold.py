@@ -109,6 +109,23 @@ def test_three_at_once_are_no_wipe(lab: Lab) -> None:
     assert events(alpha.daemon, "wipe_hold") == []
 
 
+def test_reservations_and_bad_records_that_go_are_no_wipe(lab: Lab) -> None:
+    """Only peers count: none of these was one."""
+    (alpha,) = overlay(lab, "vxlan", "alpha")
+    (ghost,) = make_peers(lab.etcd, 1)
+    change_peers(lab.etcd, "vxlan", put=[ghost])
+    for number in range(50, 56):
+        text = json.dumps({"PublicIP": f"192.0.2.{number + 100}"}) if number < 53 else "garbage"
+        lab.etcd.ctl("put", f"{lab.etcd.prefix}/subnets/10.5.{number}.0-24", "--", text)
+    wait_status(alpha.daemon, "them", lambda s: (s["peers"]["count"], s["peers"]["bad_count"]) == (1, 3))
+    lab.etcd.ctl("del", "--prefix", f"{lab.etcd.prefix}/subnets/10.5.5")
+    wait_status(alpha.daemon, "none", lambda s: s["peers"]["bad_count"] == 0)
+    assert alpha.daemon.status()["peers"]["held"] == 0
+    change_peers(lab.etcd, "vxlan", gone=[ghost])
+    wait_gone(alpha, "vxlan", [ghost], USUAL_STAY)
+    assert events(alpha.daemon, "wipe_hold") == []
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("first", ["wiped", "killed"])
 def test_a_restart_does_not_end_the_hold(lab: Lab, backend: str, first: str) -> None:

@@ -90,7 +90,8 @@ def test_every_backend_can_be_explained(backend: str, families: dict[str, Any]) 
     fields = {"Backend": {"Type": backend, "Nonsense": 1}, **families}
     lines = explained(**fields)
     assert any(line.startswith(f"backend        {backend}") for line in lines)
-    assert strangers(**fields) == ["unknown key Backend.nonsense"]
+    told = f"unknown key Backend.Nonsense: {backend} has no such option; remove it"
+    assert strangers(**fields) == [told]
 
 
 # --- unknown keys ---------------------------------------------------------------------------------
@@ -116,10 +117,13 @@ def test_the_known_fields_are_those_that_are_read() -> None:
 def test_the_nearest_name_is_given() -> None:
     assert strangers(SubnetLn=24) == ["unknown key SubnetLn: did you mean SubnetLen?"]
     assert strangers(Backend={"Type": "vxlan", "Prt": 1}) == [
-        "unknown key Backend.prt: did you mean Backend.Port?"
+        "unknown key Backend.Prt: did you mean Backend.Port?"
     ]
-    assert strangers(zzzz=1) == ["unknown key zzzz"]
-    assert strangers(**{"\x1b[2J": 1}) == ['unknown key "\\u001b[2J"']
+    assert strangers(zzzz=1) == ["unknown key zzzz: nothing reads it; remove it"]
+    assert strangers(**{"\x1b[2J": 1}) == ['unknown key "\\u001b[2J": nothing reads it; remove it']
+    assert strangers(Backend={"Type": "host-gw", "VNI": 7}) == [
+        "unknown key Backend.VNI: host-gw has no such option; remove it"
+    ]
 
 
 def test_case_does_not_matter() -> None:
@@ -166,6 +170,42 @@ def test_a_wrong_config_is_refused(action: str, text: str, named: str) -> None:
     result = flannelctl(action, text)
     assert isinstance(result.exception, ConfigError)
     assert named in str(result.exception)
+
+
+MISSPELT = {
+    '{"Netwrk": "10.5.0.0/16"}': "unknown key Netwrk: did you mean Network?",
+    '{"Network": "10.5.0.0/16", "Backnd": {"Type": "vxlan"}}': "unknown key Backnd: did you mean Backend?",
+    '{"Network": "10.5.0.0/16", "Backend": {"Typ": "vxlan"}}': (
+        "unknown key Backend.Typ: did you mean Backend.Type?"
+    ),
+}
+"""Of what must be there."""
+
+
+@pytest.mark.parametrize("text", MISSPELT)
+def test_what_is_missing_because_it_is_misspelt(text: str) -> None:
+    assert str(flannelctl("check", text).exception).endswith(f"; {MISSPELT[text]}")
+
+
+DOUBTFUL = {
+    '{"Network": "10.5.0.0/16", "network": "10.6.0.0/16", "Backend": {"Type": "vxlan"}}': (
+        "Network is given 2 times (Network, network), the last one counts; remove the others"
+    ),
+    '{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "vni": 2, "VNI": 3}}': (
+        "Backend.vni is given 2 times (vni, VNI), the last one counts; remove the others"
+    ),
+    '{"Network": "10.5.0.0/16", "IPv6Network": "fd00:5::/48", "Backend": {"Type": "vxlan"}}': (
+        'IPv6Network has no effect without "EnableIPv6": true; add that, or remove it'
+    ),
+}
+"""Taken as flannel takes it, and hardly meant so."""
+
+
+@pytest.mark.parametrize("text", DOUBTFUL)
+def test_what_is_hardly_meant_is_told_and_not_set(text: str) -> None:
+    result = flannelctl("check", text)
+    assert (result.return_value, result.stderr) == (1, f"flannelctl: {DOUBTFUL[text]}\n")
+    assert str(flannelctl("set", text).exception).startswith(f"{DOUBTFUL[text]}; nothing was written")
 
 
 def test_set_refuses_unknown_keys() -> None:

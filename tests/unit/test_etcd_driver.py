@@ -14,7 +14,8 @@ from google.protobuf import descriptor_pb2
 
 from flanneld_py.drivers import etcdrpc, etcdsettings
 from flanneld_py.drivers.etcd import EtcdRegistry, EtcdSettings
-from flanneld_py.errors import UsageError
+from flanneld_py.drivers.etcdanswers import TRY_TLS, AttemptError, joined
+from flanneld_py.errors import Unreachable, UsageError
 
 NEWER = {
     "StatusResponse.raftAppliedIndex",
@@ -197,3 +198,40 @@ def test_without_a_ca_file_those_of_the_system_are_trusted(
     monkeypatch.setattr(etcdsettings, "SYSTEM_BUNDLES", ())
     with pytest.raises(UsageError, match="--etcd-cafile: '': expected a file, as this system has no CA"):
         EtcdRegistry(settings)
+
+
+# --- what it says ---------------------------------------------------------------------------------
+
+
+def test_https_is_no_advice_for_an_endpoint_that_is_https() -> None:
+    closed = AttemptError(Unreachable, f"connection closed{TRY_TLS}")
+    plain, tls = "http://192.0.2.9:2379", "https://192.0.2.9:2379"
+    assert str(closed.at(plain)) == f"etcd {plain}: connection closed; if it never worked, try https://"
+    assert str(closed.at(tls)) == f"etcd {tls}: connection closed"
+    assert str(joined({plain: closed, tls: closed})) == (
+        f"etcd {plain}: connection closed; if it never worked, try https://; {tls}: connection closed"
+    )
+
+
+def test_a_refusal_names_what_was_given() -> None:
+    file = "/etc/flannel"
+    settings = EtcdSettings(("https://192.0.2.9:2379",), "/x", username="root", password_file=file)
+    assert settings.told_user == f"--etcd-username root, --etcd-password-file {file}"
+    assert settings.told_ca.startswith("no --etcd-cafile: ")
+    assert settings.told_certificate == "no --etcd-certfile and --etcd-keyfile"
+    certified = EtcdSettings((), "/x", ca_file="/tls/ca", cert_file="/tls/crt", key_file="/tls/key")
+    assert certified.told_ca == "--etcd-cafile /tls/ca"
+    assert certified.told_certificate == "--etcd-certfile /tls/crt, --etcd-keyfile /tls/key"
+    assert certified.told_user == "--etcd-username, --etcd-password"
+
+
+def test_the_line_for_etcdctl_reaches_etcd_as_we_do() -> None:
+    tls = EtcdSettings((), "/x", ca_file="/tls/ca", cert_file="/tls/my crt", key_file="/tls/key")
+    assert tls.put_line("https://a:1", "/x/config", "{}") == (
+        "ETCDCTL_API=3 etcdctl --endpoints=https://a:1 --cacert=/tls/ca '--cert=/tls/my crt' --key=/tls/key "
+        "put /x/config '{}'"
+    )
+    user = EtcdSettings((), "/x", username="u", password="s3cret")  # noqa: S106 - of nobody
+    assert user.put_line("http://a:1", "/x/config", "{}") == (
+        "ETCDCTL_API=3 etcdctl --endpoints=http://a:1 --user=u put /x/config '{}'"
+    )

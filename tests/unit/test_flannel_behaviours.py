@@ -3,11 +3,11 @@
 The other pure ones bear their numbers beside what they test: T01 to T04 in test_record_keys.py, T05 to
 T08 in test_config.py and test_backends.py, T09 and T11 in test_records.py, T16 in test_nodeid.py, T19 to T21
 in test_hostfiles.py, T23 and T28 in test_records.py, T29 to T31 in test_allocate.py, T35 to T39 in
-test_ifselect.py, T58 and T59 in test_docker_opts.py. Those with etcd or a kernel are in
-tests/netns/test_flannel_behaviours.py.
+test_ifselect.py, T40 and T43 in test_rules.py, T47 to T53 in test_cni_*.py, T58 and T59 in
+test_docker_opts.py. Those with etcd or a kernel are in tests/netns/test_flannel_behaviours.py, T41, T42, T44
+and T45 in tests/netns/test_packet_rules.py.
 
-T12 asks whether an IPv6 address is private, which only the packet-filter rules and clouds need; T40 to T44
-come with those rules. A negative TTL (T28) is no error here: such a key is a reservation.
+T12 asks whether an IPv6 address is private, which only clouds need. A negative TTL (T28) is no error here: such a key is a reservation.
 """
 
 from __future__ import annotations

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from flanneld_py.daemon import run
 from flanneld_py.daemon.heartbeats import BEAT_EVERY, LIMITS, Heartbeats
 from flanneld_py.daemon.inbox import Inbox
 from flanneld_py.daemon.notify import LONGEST_INTERVAL, Notifier, Watchdog, watchdog_interval
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 def test_late_is_who_did_not_beat_in_time() -> None:
@@ -35,6 +37,11 @@ def test_who_never_began_and_who_has_no_limit_is_not_late() -> None:
     beats = Heartbeats({"a": 10.0})
     beats.beat("main")
     assert beats.late(time.monotonic() + 1000) == []
+
+
+def test_each_limit_is_that_of_a_thread() -> None:
+    started = set(re.findall(r'self\._thread\("([a-z-]+)"', Path(run.__file__).read_text()))
+    assert set(LIMITS) < started
 
 
 def test_waiting_threads_show_themselves_several_times_within_each_limit() -> None:

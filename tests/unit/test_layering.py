@@ -64,6 +64,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "etcd3": ("drivers.etcdlink", "drivers.etcdrpc"),
     "grpc": ("drivers.etcd", "drivers.etcdrpc", "drivers.etcdwatch"),
     "google": ("drivers.etcdrpc",),
+    "prometheus_client": ("daemon.metrics",),
     "pyroute2": ("drivers.kernel",),
     "scapy": ("lab",),
     "_thread": (),

@@ -102,7 +102,9 @@ def test_routes(
         flags = 0
     else:
         gateway = IPv6Address(int(via))
-        made = decoded(rtmsg, rt.set_route6(destination, protocol, index, gateway, onlink=onlink, new=new))
+        data = rt.set_route6(destination, protocol, index, gateway, 7 << 18, onlink=onlink, new=new)
+        made = decoded(rtmsg, data)
+        assert made.get_attr("RTA_METRICS").get_attr("RTAX_LOCK") == 7 << 18
         assert (made.get_attr("RTA_OIF"), ip_address(made.get_attr("RTA_GATEWAY"))) == (index, gateway)
         flags = 4 if onlink else 0
     assert (made["header"]["type"], made["header"]["flags"]) == (24, 0x601 if new else CREATE_REPLACE)

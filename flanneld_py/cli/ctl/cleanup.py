@@ -285,7 +285,7 @@ def _executor(prefix: str) -> Executor:
     from flanneld_py.drivers.rtnetlink import RtnetlinkTables  # noqa: PLC0415
 
     rules = PacketRules(names_of(prefix), find_tools())
-    return Executor((KernelLinks(prefix), RtnetlinkTables(prefix), Blackholes(), rules, HostFiles()))
+    return Executor((KernelLinks(prefix), RtnetlinkTables(prefix), Blackholes(prefix), rules, HostFiles()))
 
 
 def _remove_objects(executor: Executor, scope: Scope, journal: Journal) -> None:

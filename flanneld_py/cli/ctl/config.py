@@ -134,9 +134,8 @@ def _stored(settings: Settings) -> bytes:
         return entry.value
     compact = EXAMPLE.replace(" ", "")
     raise ConfigError(
-        f"no network config at {settings.config_name}; store one, such as: ETCDCTL_API=3 etcdctl "
-        f"--endpoints={registry.endpoint} put {shlex.quote(settings.config_name)} {shlex.quote(compact)} "
-        "(or check and store it with `flannelctl config set`)"
+        f"no network config at {settings.config_name}; store one, such as: flannelctl config set "
+        f"{shlex.quote(compact)} (or: {registry.put_line(settings.config_name, compact)})"
     )
 
 
@@ -172,6 +171,7 @@ def doubts_about(settings: Settings, checked: NetworkConfig, backend: Backend) -
     from flanneld_py.drivers.kernel import read_host  # noqa: PLC0415
 
     yield from unknown_keys(checked, backend.keys)
+    yield from checked.doubts
     facts = read_host()
     own, networks = _ours(settings)
     yield from overlaps_of(

@@ -16,6 +16,7 @@ from flanneld_py.cli.ctl.shape import has_shape
 from flanneld_py.cli.ctl.text import count, echo_json, lasting, printable
 from flanneld_py.core.describe import NOUNS
 from flanneld_py.core.duration import duration
+from flanneld_py.daemon.lock import holder_of
 from flanneld_py.errors import FlanneldError
 
 SHOWN = 5
@@ -105,6 +106,11 @@ def find_status(settings: Settings) -> Told:
         silence = str(error)
     path = settings.status_file
     stored = read_status_file(path)
+    running = holder_of(settings.prefix)
+    if running:
+        silence += f" (but {running}: it puts its socket back within seconds, or has another --subnet-file)"
+    if stored is None and running:
+        raise FlanneldError(f"the daemon does not answer: {silence}, and there is no {path}")
     if stored is None:
         raise FlanneldError(
             f"no daemon has run here: {silence}, and there is no {path}; start flanneld-py, or name its "

@@ -1,0 +1,72 @@
+"""What the service manager is told: that all threads turn, and that a start may take longer."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from flanneld_py.lab import wait_for
+from tests.netns.observing import events
+from tests.netns.scenes import config
+
+if TYPE_CHECKING:
+    import pytest
+
+    from flanneld_py.lab import Daemon, Lab
+
+TWICE_A_SECOND = {"WATCHDOG_USEC": "400000"}
+SIGNS = 5
+"""Of life: more than come by chance."""
+
+
+def signs(daemon: Daemon, field: str = "WATCHDOG") -> list[float]:
+    """When the manager was told it."""
+    return [told.at for told in daemon.notifications if field in told.fields]
+
+
+def wait_signs(daemon: Daemon, field: str = "WATCHDOG") -> None:
+    known = len(signs(daemon, field))
+    wait_for(lambda: signs(daemon, field), 10, f"{field} again", lambda all_: len(all_) >= known + SIGNS)
+
+
+def test_a_start_that_waits_asks_for_more_time_and_a_daemon_that_is_ready_does_not(lab: Lab) -> None:
+    lab.etcd.stop()
+    daemon = lab.add_host("alpha").start_daemon(env=TWICE_A_SECOND)
+    wait_signs(daemon, "EXTEND_TIMEOUT_USEC")
+    lab.etcd.start()
+    lab.etcd.put_config(config("vxlan"))
+    daemon.wait_ready()
+    wait_signs(daemon)
+    (ready,) = signs(daemon, "READY")
+    late = [at for at in signs(daemon, "EXTEND_TIMEOUT_USEC") if at > ready + 0.1]
+    assert late == []
+
+
+def test_a_thread_that_hangs_ends_the_signs_of_life(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "flanneld_py.lab.daemon.COMMAND", (sys.executable, "-m", "tests.netns.hanging_daemon")
+    )
+    lab.etcd.put_config(config("vxlan"))
+    alpha = lab.add_host("alpha")
+    daemon = alpha.start_daemon(env=TWICE_A_SECOND)
+    daemon.wait_ready()
+    wait_signs(daemon)
+    alpha.subnet_file.with_name("hang").touch()
+    daemon.send_signal(signal.SIGHUP)
+    (told,) = wait_for(lambda: events(daemon, "thread_hangs"), 10, "the thread that hangs to be named")
+    assert told["threads"] == ["reconciler"]
+    last = signs(daemon)
+    wait_for(time.monotonic, 5, "several times the interval", lambda now: now > last[-1] + 1)
+    assert signs(daemon) == last
+
+
+def test_a_reload_says_that_it_is_over(lab: Lab) -> None:
+    lab.etcd.put_config(config("vxlan"))
+    daemon = lab.add_host("alpha").start_daemon()
+    daemon.wait_ready()
+    daemon.send_signal(signal.SIGHUP)
+    wait_for(lambda: len(signs(daemon, "READY")), 5, "READY again", lambda count: count == 2)
+    (reloading,) = (told for told in daemon.notifications if "RELOADING" in told.fields)
+    assert abs(int(reloading.fields["MONOTONIC_USEC"]) / 1e6 - reloading.at) < 1
