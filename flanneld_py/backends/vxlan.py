@@ -38,12 +38,14 @@ OVERHEAD: dict[Family, int] = {4: 50, 6: 70}
 """Outer IP (20 or 40), UDP 8, VXLAN 8 and inner Ethernet 14 bytes."""
 IPV6_MIN_MTU = 1280
 """A device with less has no IPv6, nor its sysctls (RFC 8200, section 5; addrconf_notify of net/ipv6)."""
+LOWEST_MTU: dict[Family, int] = {4: 576, 6: IPV6_MIN_MTU + OVERHEAD[6]}
+"""Of the external interface: what any IPv4 host takes (RFC 791), and what leaves IPv6 enough inside."""
 KERNEL_PORT = 8472
 """The kernel's default (drivers/net/vxlan, vxlan_port), from before IANA assigned 4789."""
 KEYS = (
     Key("VNI", "1", "VXLAN network identifier: 1 to 9999999, with IPv6 to 9999; devices are `flannel.<VNI>`"),
     Key("Port", "8472", "UDP port; 0 is the default, too"),
-    Key("MTU", "0", "what to assume below the overlay, 576 (IPv6: 1280) to 65535; 0: the interface's own"),
+    Key("MTU", "0", "what to assume below the overlay, 576 (IPv6: 1350) to 65535; 0: the interface's own"),
     Key("GBP", "false", "carry group based policy marks"),
     Key("Learning", "false", "let the kernel learn addresses from packets"),
     Key("DirectRouting", "false", "plain routes to hosts on a network that this host is part of"),
@@ -87,7 +89,7 @@ class Vxlan:
             # flannel-v6.<VNI> must fit the kernel's 15 characters of an interface name.
             vni=options.integer(given, "VNI", 1, 1, 9_999 if 6 in families else 9_999_999),
             port=options.integer(given, "Port", 0, 0, 65_535) or KERNEL_PORT,
-            external_mtu=options.mtu(given, families),
+            external_mtu=options.mtu(given, families, LOWEST_MTU),
             gbp=options.boolean(given, "GBP", default=False),
             learning=options.boolean(given, "Learning", default=False),
             direct_routing=options.boolean(given, "DirectRouting", default=False),
@@ -106,12 +108,21 @@ class Vxlan:
         return f"flannel.{self.vni}" if family == 4 else f"flannel-v6.{self.vni}"
 
     def device_mtu(self, host: Host, family: Family) -> int:
-        """At most what the kernel takes: it clamps or refuses more (drivers/net/vxlan, vxlan_change_mtu)."""
-        external = host.external.mtu
-        return min(self.external_mtu or external, external) - OVERHEAD[family]
+        """At most what the kernel takes: it clamps or refuses more (drivers/net/vxlan, vxlan_change_mtu).
+
+        But never so little that the device would lose IPv6 and all its peers: the kernel then refuses, what
+        stands stays as it is, and the reason is told.
+        """
+        room = self._room(host, family)
+        return room if family == 4 else max(room, IPV6_MIN_MTU)
 
     def mtu(self, host: Host) -> int:
-        return min(self.device_mtu(host, family) for family in self.families)
+        lowest = min(self.device_mtu(host, family) for family in self.families)
+        return lowest if 6 not in self.families else max(lowest, IPV6_MIN_MTU)
+
+    def _room(self, host: Host, family: Family) -> int:
+        external = host.external.mtu
+        return min(self.external_mtu or external, external) - OVERHEAD[family]
 
     def published(self, host: Host, own: Record | None, taken: Collection[str] = ()) -> Published:
         data = {
@@ -156,7 +167,7 @@ class Vxlan:
             dev = self.device(family)
             links[dev] = self._link(own, host, family)
             addrs[dev, ip_interface(subnet.network_address)] = True
-            if host.ipv6 and self.device_mtu(host, family) >= IPV6_MIN_MTU:
+            if host.ipv6 and self._room(host, family) >= IPV6_MIN_MTU:
                 # A router advertisement inside the overlay must not give the host a default route.
                 sysctls[f"net/ipv6/conf/{dev}/accept_ra"] = "0"
             if offload is not None:

@@ -52,8 +52,8 @@ Takes `--etcd-*`, `--subnet-file`, and `--state-dir` as above, before or after t
 METRICS_HEAD = """
 ## Metrics
 
-At `/metrics` of `--metrics-addr`, for Prometheus and OpenMetrics, with `process_*` of prometheus-client. None is by
-peer.
+At `/metrics` of `--metrics-addr`, for Prometheus and OpenMetrics, with `process_*` of prometheus-client. None
+is by peer.
 
 | metric | type | labels | meaning |
 |---|---|---|---|

@@ -167,7 +167,8 @@ def _decide_own(
         return refit(first, config, snapshot, host, wish, rng)
     rivals = _rivals(first, snapshot, wish)
     if rivals and not _may_follow(first, rivals, host, wish):
-        return replace(_address_conflict(rivals[0], wish), held=first)
+        held = None if is_vacant(first, wish.backend_type) else first
+        return replace(_address_conflict(rivals[0], wish), held=held)
     if twins and twins[0].create_revision < first.create_revision and not wish.fixed_id:
         return _cloned(twins[0], host, wish)
     return _keep_or_adopt(first, host, wish)

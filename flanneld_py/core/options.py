@@ -12,8 +12,6 @@ from flanneld_py.model import Family
 
 Choice = TypeVar("Choice", bound=str | bool | int)
 
-LOWEST_MTU: dict[Family, int] = {4: 576, 6: 1280}
-"""Of the external interface: what any IPv4 host takes (RFC 791), and any link with IPv6 (RFC 8200)."""
 HIGHEST_MTU = 65_535
 
 
@@ -60,13 +58,15 @@ def one_of(options: Mapping[str, Any], key: str, default: Choice, choices: Seque
     raise _wrong(key, value, "one of " + ", ".join(gojson.show(choice) for choice in choices))
 
 
-def mtu(options: Mapping[str, Any], families: Iterable[Family]) -> int:
+def mtu(options: Mapping[str, Any], families: Iterable[Family], lowest_of: Mapping[Family, int]) -> int:
     """The option `MTU`, bytes on the external interface; 0: not given, take the interface's own.
+
+    `lowest_of`: what each family needs there.
 
     Raises:
         ConfigError: no whole number, or too small for a family in use.
     """
-    lowest = max(LOWEST_MTU[family] for family in families)
+    lowest = max(lowest_of[family] for family in families)
     value = integer(options, "MTU", 0, 0, HIGHEST_MTU)
     if 0 < value < lowest:
         raise _wrong("MTU", value, f"{lowest} to {HIGHEST_MTU}, or 0 for the interface's own")

@@ -21,7 +21,7 @@ from flanneld_py.core.prefix import key_root
 from flanneld_py.core.records import CONFIG_KEY
 from flanneld_py.core.subnetchoice import is_compatible
 from flanneld_py.daemon.inbox import Inbox, Network, Problem
-from flanneld_py.errors import ConfigError, FlanneldError
+from flanneld_py.errors import ConfigError, FlanneldError, HostError
 from flanneld_py.model import Entry, IPNetwork, NetworkConfig, PerFamily
 
 EXAMPLE_CONFIG = '{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}'
@@ -29,6 +29,9 @@ APPLY = (
     "flannelctl config apply, or a restart, takes it over on this host: containers may get new addresses, "
     "and hosts with another Network are cut off until they do the same"
 )
+UNFIT = "put that right on this host, or store a config that it can carry out; either is noticed at once"
+REVIEWED = ("config-pending", "config-unfit")
+"""Codes of the problems that may end by themselves."""
 CUT_OFF = "hosts that have not applied it yet are cut off from this one: apply it on every host"
 
 
@@ -77,10 +80,10 @@ class ConfigWatch:
             self._settle(self._stored)
 
     def review(self) -> None:
-        """The records have changed: what kept a config waiting may have gone."""
+        """Records or host have changed: what kept a config waiting may have gone. Any thread may call."""
         with self._lock:
             problem = self._inbox.levels.config_problem
-            if self._stored is not None and problem is not None and problem.code == "config-pending":
+            if self._stored is not None and problem is not None and problem.code in REVIEWED:
                 self._settle(self._stored)
 
     def apply(self) -> str:
@@ -98,11 +101,19 @@ class ConfigWatch:
                 )
             if self._in_force is not None and self._in_force.network.config == stored.network.config:
                 raise FlanneldError("nothing to apply: the stored config is in force")
+            obstacle = self._obstacle(stored.network)
+            if obstacle:
+                raise FlanneldError(f"not applied, the config in force stays: {obstacle}")
             self._require_lease(stored.network.config)
             before = self._in_force.network.config.networks if self._in_force else ()
             self._put_in_force(stored)
             notice = f"; {CUT_OFF}" if before not in ((), stored.network.config.networks) else ""
             return f"{self._key} is in force; flannelctl status shows how far it has come{notice}"
+
+    def in_force(self) -> dict[str, str | None]:
+        """Where the config is stored, and the one in force as it was written; None: none is."""
+        with self._lock:
+            return {"key": self._key, "in_force": self._in_force.text.decode() if self._in_force else None}
 
     def _require_lease(self, fresh: NetworkConfig) -> None:
         """Raise FlanneldError if what this host holds would have to go and nothing is free in its place."""
@@ -116,14 +127,28 @@ class ConfigWatch:
             raise FlanneldError(f"not applied, the config in force stays: {found.reason}; {found.fix}")
 
     def _settle(self, stored: _Stored) -> None:
+        old = self._in_force.network.config if self._in_force else None
+        obstacle = self._obstacle(stored.network) if old not in (None, stored.network.config) else ""
         reasons = self._reasons(stored.network)
-        if reasons:
+        if obstacle:
+            self._report(Problem("config-unfit", f"{obstacle}; the config in force stays", UNFIT))
+        elif reasons:
             self._report(Problem("config-pending", "; ".join(reasons), APPLY))
-        elif self._in_force is None or self._in_force.network.config != stored.network.config:
+        elif old != stored.network.config:
             self._put_in_force(stored)
         elif self._inbox.levels.config_problem is not None:
             self._log.info("config_well", reason="the config in force is stored again")
             self._inbox.offer(config_problem=None)
+
+    def _obstacle(self, fresh: Network) -> str:
+        """Why this host cannot carry out a config; empty: it can, or its interface is not known yet."""
+        host = self._inbox.levels.host
+        try:
+            if host is not None:
+                fresh.backend.published(host, None)
+        except HostError as error:
+            return str(error)
+        return ""
 
     def _reasons(self, fresh: Network) -> tuple[str, ...]:
         if self._in_force is None:

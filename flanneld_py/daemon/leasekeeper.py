@@ -193,11 +193,12 @@ class LeaseKeeper:
                 self._release(record, reason)
             case Rename(record, reason):
                 self._rename(record, reason, ground)
-            case Conflict(record, reason, fix):
-                self._offer(LeaseState("conflict", problem=Problem("lease-conflict", reason, fix)))
+            case Conflict(record, reason, fix, held):
+                own = self._hold_on(held, ground)
+                self._offer(LeaseState("conflict", own, Problem("lease-conflict", reason, fix)))
                 self._probe(record)
-            case Wait(reason, fix, record):
-                own = self._hold_on(record, ground) if record is not None else None
+            case Wait(reason, fix, held):
+                own = self._hold_on(held, ground)
                 self._offer(LeaseState("waiting", own, Problem("lease-waiting", reason, fix)))
             case End(reason, fix):
                 raise LeaseLost(f"{reason}; {fix}")
@@ -312,12 +313,12 @@ class LeaseKeeper:
         if held is None or held.record.key != record.key:
             self._log.info("lease_held", key=record.key, ttl=own.ttl)
 
-    def _hold_on(self, record: Record, ground: Ground) -> OwnLease | None:
-        """Keep a record of ours from ending that is to make way for another one; None: we have it no more."""
+    def _hold_on(self, record: Record | None, ground: Ground) -> OwnLease | None:
+        """Keep a record of ours from ending that is not as it should be; None: we have it no more."""
         own = ground.lease.own
         if own is not None and own.record is record:
             return own
-        if record.node_id != ground.host.node_id:
+        if record is None or record.node_id != ground.host.node_id:
             return None  # Go flannel's of this host, which we have not taken over
         ttl = self._registry.keep_alive(record.etcd_lease) if record.etcd_lease else 0
         if record.etcd_lease and ttl <= 0:

@@ -18,7 +18,7 @@ from flanneld_py.core.plan import apply_all, lost_devices, plan, referents
 from flanneld_py.daemon.execute import Executor
 from flanneld_py.daemon.inbox import Inbox, Levels, Problem, Report, boottime, utc_now
 from flanneld_py.daemon.leftout import LeftOut
-from flanneld_py.daemon.target import Inputs, Settings, Target, inputs_of, same, target_of
+from flanneld_py.daemon.target import Feasible, Inputs, Settings, Target, feasible_target, inputs_of, same
 from flanneld_py.errors import FlanneldError, Unsupported
 from flanneld_py.model import Op, Outcome, State, Table, Verb
 
@@ -31,6 +31,8 @@ READ_BACK_SMALL, READ_BACK_LARGE, SMALL_STATE = 60.0, 600.0, 1000
 TABLES: tuple[Table, ...] = get_args(Table)
 READ_AGAIN = ("links", "rules")
 """Tables whose writing does more than the ops say, or is done by a tool that has its own mind."""
+UNFIT = "put that right on this host, or store another network config; it is followed at once"
+TRIED_AGAIN = "remove the cause; it is tried again by itself"
 SHOWN = 5
 """Ops named in a log line."""
 
@@ -45,6 +47,10 @@ class _Memory:
     inputs: Inputs | None = None
     departed: Departures = field(default_factory=Departures)
     target: Target | None = None
+    worked: Inputs | None = None
+    """Of which the target was made."""
+    obstacle: Problem | None = None
+    """Why these are not `inputs`."""
     settled: bool = False
     """A pass with this desired state ended in sync: what differs now was changed by somebody else."""
     read_back_at: float = 0.0
@@ -129,7 +135,7 @@ class Reconciler:
             memory.actual, memory.settled = None, False
             memory.read_back_at = boottime() + 1.0
             self._inbox.counts.add("reconcile_failures", "all")
-            self._fail(Problem("reconcile-failed", str(error), ""))
+            self._fail(Problem("reconcile-failed", str(error), TRIED_AGAIN))
             return
         self._count(outcomes, inputs, target, boottime() - started)
 
@@ -140,7 +146,9 @@ class Reconciler:
         if memory.target is None or not same(inputs, memory.inputs) or departed.kept != memory.departed.kept:
             last, memory.target = memory.target, None
             memory.inputs, memory.departed = inputs, departed
-            memory.target = self._target(inputs, departed)
+            feasible = self._feasible(inputs, departed)
+            memory.target, memory.worked = feasible.target, feasible.inputs
+            self._note_obstacle(feasible.obstacle)
             # Somebody else's change may show in the facts about the host as well, and is drift all the same.
             memory.settled = memory.settled and last is not None and last.state == memory.target.state
             self._retry.start_over()
@@ -174,8 +182,18 @@ class Reconciler:
         elif before and not now:
             self._log.info("wipe_hold_over", peers=len(before))
 
-    def _target(self, inputs: Inputs, departed: Departures) -> Target:
-        return target_of(inputs, departed.records, self._settings)
+    def _feasible(self, inputs: Inputs, departed: Departures) -> Feasible:
+        return feasible_target(inputs, self._memory.worked, departed.records, self._settings)
+
+    def _note_obstacle(self, error: FlanneldError | None) -> None:
+        memory, last = self._memory, self._memory.obstacle
+        if error is None:
+            memory.obstacle = None
+            return
+        fresh = Problem("reconcile-failed", f"{error}; what worked before stays in force", UNFIT)
+        if fresh != last:
+            memory.obstacle = fresh
+            self._log.error("reconcile_failed", reason=fresh.reason)
 
     def _converge(self, target: Target, levels: Levels) -> list[Outcome]:
         """Read, plan and apply until the plan is empty or only holds what must wait."""
@@ -285,7 +303,8 @@ class Reconciler:
         self._inbox.offer(
             report=Report(
                 passes=last.passes + 1,
-                in_sync=not failed,
+                in_sync=not failed and memory.obstacle is None,
+                problem=memory.obstacle,
                 subnet_file_written=last.subnet_file_written or actual.get(path) == target.state.files[path],
                 mtu=target.mtu,
                 devices=target.devices,
@@ -300,7 +319,7 @@ class Reconciler:
                 peers_left_out_since=(last.peers_left_out_since or utc_now()) if left_out else "",
                 failing_since=(last.failing_since or utc_now()) if failed else "",
                 failing=dict(memory.failing),
-                failing_from=_since(last) if failed else None,
+                failing_from=_since(last) if failed or memory.obstacle else None,
                 rows=rows,
                 subnet_env=target.state.files[path],
             )
@@ -330,7 +349,7 @@ class Reconciler:
         inputs = inputs_of(levels, self._memory.inputs)
         if inputs is None:
             return []
-        target = self._target(inputs, self._departed(inputs))
+        target = self._feasible(inputs, self._departed(inputs)).target
         return [describe(op) for op in plan(target.state, self._executor.observe(target.scope))]
 
 

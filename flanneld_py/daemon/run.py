@@ -233,6 +233,7 @@ class Daemon:
             self._inbox.alarm(level, self._monitor.interrupt)
         for level in ("host", "lease", "report"):
             self._inbox.alarm(level, self._filterwatch.interrupt)
+        self._inbox.alarm("host", self._configwatch.review)
 
     def _make_publisher(self, options: Options, subnet_file: SubnetFileWatch) -> Publisher:
         status_file = Path(status_path(str(options.subnet_file)))
@@ -261,6 +262,7 @@ class Daemon:
                 "status": lambda: compose(self._inbox.levels, self._process),
                 "peers": lambda: compose_peers(self._inbox.levels, self._process),
                 "plan": self._reconciler.ask_plan,
+                "config": self._configwatch.in_force,
                 "apply-config": self._configwatch.apply,
             },
             self._inbox.beat,
@@ -298,7 +300,7 @@ class Daemon:
         ]
         self._threads += [self._thread(name, server.run) for name, server in self._servers.items()]
         # Made now: at the end there may be no thread to be had.
-        self._thread("last-resort", self._end_anyway).start()
+        self._thread("watchdog", self._watch_over).start()
         for thread in self._threads:
             self._heartbeats.beat(thread.name)  # one that hangs in its very first step is late as well
             thread.start()
@@ -323,19 +325,19 @@ class Daemon:
             return os.EX_SOFTWARE
         return self.ended_by.exit_code if self.ended_by else os.EX_OK
 
-    def _end_anyway(self) -> None:
-        self._asked_to_stop.wait()
+    def _watch_over(self) -> None:
+        """Feed the watchdog until the end is due; then see to it that it comes."""
+        self._watchdog.feed(time.monotonic())
+        while not self._asked_to_stop.wait(self._watchdog.interval):
+            self._watchdog.feed(time.monotonic())
         time.sleep(LAST_RESORT)
         os._exit(self._code)
 
     def _wait_for_end(self) -> int:
         while True:
-            self._watchdog.feed(time.monotonic())
-            received = signal.sigtimedwait(SIGNALS, self._watchdog.interval)
-            if received is None:
-                continue
-            if received.si_signo != signal.SIGHUP:
-                return received.si_signo
+            number = signal.sigwait(SIGNALS)
+            if number != signal.SIGHUP:
+                return number
             self._log.info("resync", reason="SIGHUP")
             self._inbox.kernel_changed()
             self._control.check()

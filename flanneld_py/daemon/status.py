@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from flanneld_py import __version__
+from flanneld_py.backends.base import options_of
 from flanneld_py.core.admit import OTHER_BACKEND, OUTSIDE
 from flanneld_py.core.records import shortened
 from flanneld_py.daemon.checks import NEEDED_TO_START, is_ready, ready_checks
@@ -54,6 +55,7 @@ def compose(
         "prefix": process.prefix,
         "node_id": host.node_id if host else process.node_id,
         "backend": network.backend.type if network else None,
+        "options": options_of(network.backend) if network else {},
         "networks": [str(net) for net in network.config.networks] if network else [],
         "subnets": [str(net) for net in record.subnets.values()] if record else [],
         "mtu": report.mtu,

@@ -13,6 +13,7 @@ from flanneld_py.core.rules import Tool, Wish, desired_rules, names_of
 from flanneld_py.core.subnetchoice import is_compatible
 from flanneld_py.daemon.inbox import Levels, Network
 from flanneld_py.drivers.filtertools import Tools
+from flanneld_py.errors import ConfigError, FlanneldError, HostError
 from flanneld_py.model import (
     Host,
     IPAddress,
@@ -96,6 +97,36 @@ def inputs_of(levels: Levels, last: Inputs | None = None) -> Inputs | None:
 def same(new: Inputs, old: Inputs | None) -> bool:
     """By identity: whoever offers a level offers a new object when it has changed, and only then."""
     return old is not None and all(a is b for a, b in zip(new, old, strict=True))
+
+
+class Feasible(NamedTuple):
+    """A target that this host can be brought to."""
+
+    target: Target
+    inputs: Inputs
+    """What it was made of."""
+    obstacle: FlanneldError | None = None
+    """Why it is not that of the latest inputs."""
+
+
+def feasible_target(
+    inputs: Inputs, last: Inputs | None, departed: Collection[Record], settings: Settings
+) -> Feasible:
+    """The desired state for these inputs, or else for the config and the host that `last` had, which worked.
+
+    Peers and their departures are followed all the same.
+
+    Raises:
+        ConfigError, HostError: nothing has worked yet.
+    """
+    try:
+        return Feasible(target_of(inputs, departed, settings), inputs)
+    except (ConfigError, HostError) as error:
+        if last is None:
+            raise
+        own = inputs.own if is_compatible(inputs.own.record, last.network.config) else last.own
+        worked = inputs._replace(network=last.network, host=last.host, own=own)
+        return Feasible(target_of(worked, departed, settings), worked, error)
 
 
 def target_of(inputs: Inputs, departed: Collection[Record], settings: Settings) -> Target:

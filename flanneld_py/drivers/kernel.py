@@ -358,6 +358,9 @@ def _explain(refused: Failure, want: VxlanLink, what: str = "") -> str:
     if refused.code == errno.EOPNOTSUPP:
         return f"{refused.reason}; this kernel cannot change it so"
     if refused.code == errno.EINVAL and what == "MTU":
+        if want.local.version == 6 and want.mtu == IPV6_MIN_MTU:
+            needed = f"raise the MTU of {want.dev} to {IPV6_MIN_MTU + 70}"
+            return f"{refused.reason}; IPv6 needs {IPV6_MIN_MTU} there: {needed}"
         overhead = 50 if want.local.version == 4 else 70
         return f"{refused.reason}; expected at most the MTU of {want.dev} less {overhead}, not {want.mtu}"
     if refused.code == errno.EADDRINUSE:

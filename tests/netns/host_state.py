@@ -6,6 +6,7 @@ MASK is all that is left out: what the kernel or iproute2 changes while nobody d
 from __future__ import annotations
 
 import json
+import re
 import stat
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,8 @@ BY_ITSELF = ("fe80:", "ff00:", "33:33:")
 def host_state(host: Host) -> dict[str, list[str]]:
     """Title → rows, sorted; a row is JSON text."""
     seen = {title: _rows(host.run(view)) for title, view in VIEWS.items()}
-    seen["packet filter"] = host.run(["nft", "list", "ruleset"]).splitlines()
+    rules = host.run(["nft", "list", "ruleset"])
+    seen["packet filter"] = re.sub(r"packets \d+ bytes \d+", "", rules).splitlines()
     seen["files"] = _files(host)
     return seen
 

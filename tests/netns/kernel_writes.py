@@ -79,8 +79,7 @@ def kernel_writes(trace: Path) -> Trace:
     reads, writes = 0, []
     for number, (call, sent) in enumerate(_calls(trace)):
         if sent:
-            read = _filter_messages if "<NETLINK:[NETFILTER:" in call else _messages
-            for action, subject in read(sent):
+            for action, subject in _messages(sent):
                 if action == "get":
                     reads += 1
                 else:
@@ -150,17 +149,15 @@ def _frames(datagram: bytes) -> Iterator[tuple[int, bytes]]:
 
 def _messages(datagram: bytes) -> Iterator[tuple[str, str]]:
     """Action and subject of each message."""
-    for kind, content in _frames(datagram):
+    frames = list(_frames(datagram))
+    of_filter = [kind & 0xFF for kind, _ in frames if kind >> 8 == _NFTABLES]
+    for kind in of_filter:
+        yield "get" if kind in _NFT_GETS else "set", "packet filter"
+    if of_filter:
+        return  # what else there is begins and ends the transaction
+    for kind, content in frames:
         if kind >= _RTM_BASE:
             yield _ACTIONS[kind & 3], _subject(kind & ~3, content)
-
-
-def _filter_messages(datagram: bytes) -> Iterator[tuple[str, str]]:
-    """The same of nf_tables (linux/netfilter/nf_tables.h): NEW…, GET…, DEL… by threes."""
-    for kind, _ in _frames(datagram):
-        if kind >> 8 == _NFTABLES:
-            action = "get" if kind & 0xFF in _NFT_GETS else "set"
-            yield action, "packet filter"
 
 
 def _subject(family: int, message: bytes) -> str:

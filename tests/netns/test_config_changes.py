@@ -206,6 +206,11 @@ def narrow_to(lab: Lab, host: Host) -> str:
 def test_a_config_without_room_for_this_host_is_not_applied(lab: Lab) -> None:
     one, other = overlay(lab, "vxlan", "alpha", "beta")
     leases, pings = lab.etcd.leases(), start_pings(one, other)
+    base = own_key(one).partition("-")[0]
+    said = flannelctl(one, "config", "set", json.dumps(config("vxlan", SubnetMin=base, SubnetMax=base)))
+    assert said.code == 1
+    assert "gives 1 subnet of /24" in said.err
+    assert "2 hosts hold leases" in said.err
     narrow_to(lab, one)
     wait_problem(other.daemon, "config-pending", "lies outside")
     with pytest.raises(
@@ -270,6 +275,29 @@ def test_only_the_daemon_that_is_meant_is_told_to_apply(lab: Lab) -> None:
     assert host.subnet_env()["FLANNEL_NETWORK"] == "10.5.0.0/16"
     planned = flannelctl(host, "plan", flags=flags)
     assert (planned.code, planned.out.strip()) == (1, "nothing to change")
+
+
+def test_what_is_set_is_compared_with_what_is_in_force(lab: Lab) -> None:
+    (host,) = overlay(lab, "vxlan", "alpha")
+    change(lab, Network="10.6.0.0/16")
+    wait_problem(host.daemon, "config-pending")
+
+    def set_and_told(options: dict[str, Any], **fields: Any) -> str:
+        document = config("vxlan", **fields)
+        document["Backend"] |= options
+        said = flannelctl(host, "config", "set", json.dumps(document))
+        assert said.code == 0, said
+        return said.out.strip().partition("; ")[2]
+
+    told = set_and_told({"MTU": 1400}, Network="10.6.0.0/16")
+    assert told.startswith("pending on every host that runs, as Network 10.5.0.0/16 becomes 10.6.0.0/16")
+    assert set_and_told({}) == "it is in force here already"
+    wait_well(host)
+    assert set_and_told({"MTU": 1400}) == "daemons take it over at once"
+    wait_well(host, mtu=1350)
+    host.daemon.terminate()
+    told = set_and_told({})
+    assert told.startswith("daemons take it over at once (no daemon of this prefix answers here")
 
 
 def test_nothing_is_applied_when_nothing_waits(lab: Lab) -> None:

@@ -404,7 +404,7 @@ def test_ordinary_traffic_and_changes_of_others_cause_no_writes(lab: Lab, backen
 
 FIGHT = 3.0
 """Seconds."""
-BURST, PER_SECOND = 10, 5
+BURST, PER_SECOND = 10, 10
 """Repairs at once, and then."""
 MOST_CPU = 0.3
 """Of one core."""

@@ -183,7 +183,10 @@ def test_a_link_that_cannot_be_changed_is_replaced(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"vni": 2, "dev": "gone0"}, "flannel.1 stays as it was: cannot create the device that is to take its"),
+        (
+            {"vni": 2, "dev": "gone0"},
+            "flannel.1 stays as it was: cannot create the device that is to take its",
+        ),
         ({"gbp": True, "vni": 2}, "UDP port 8472 is used by another program"),
         ({"dev": "gone0"}, "cannot move flannel.1: its underlying device gone0 does not exist"),
         (

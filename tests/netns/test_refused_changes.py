@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.netns.observing import start_pings, wait_problem
+from flanneld_py.lab import CommandFailed, wait_for
+from tests.netns.observing import codes, start_pings, wait_answers, wait_problem, wait_status
 from tests.netns.oracle import actual, wait_in_order
-from tests.netns.scenes import overlay
-from tests.netns.test_config_changes import change, talk, vxlan_devices, wait_well
+from tests.netns.peers import change_peers, make_peers
+from tests.netns.scenes import FAMILIES, config, family_config, overlay
+from tests.netns.test_config_changes import apply, change, talk, vxlan_devices, wait_well
+from tests.netns.test_ctl import flannelctl
 
 if TYPE_CHECKING:
-    from flanneld_py.lab import Lab
+    from flanneld_py.lab import Host, Lab, PingRun
 
+OTHER_ADDRESS = "192.0.2.177"
 ON_PORT_4789 = "id 1 dstport 4789"
 TAKEN: dict[str, tuple[dict[str, Any], str]] = {
     "VNI": ({"VNI": 7}, "id 7 dstport 8472"),
@@ -32,7 +37,7 @@ def test_what_cannot_be_made_leaves_the_old_device_and_its_peers(lab: Lab, what:
     one, other = overlay(lab, "vxlan", "alpha", "beta")
     for host in (one, other):
         host.run(["ip", *f"link add foreign type vxlan {foreign} dev eth0".split()])
-        host.run("ip link set foreign up".split())
+        host.run(["ip", "link", "set", "foreign", "up"])
     before = {host.name: actual(host, "vxlan") for host in (one, other)}
     pings = start_pings(one, other)
     change(lab, options=options)
@@ -43,7 +48,7 @@ def test_what_cannot_be_made_leaves_the_old_device_and_its_peers(lab: Lab, what:
     assert {*vxlan_devices(one)} == {"flannel.1", "foreign"}
 
     for host in (one, other):
-        host.run("ip link delete foreign".split())
+        host.run(["ip", "link", "delete", "foreign"])
         os.kill(host.daemon.pid, signal.SIGHUP)
     for host in (one, other):
         wait_well(host)
@@ -54,7 +59,7 @@ def test_what_cannot_be_made_leaves_the_old_device_and_its_peers(lab: Lab, what:
 
 def test_a_change_that_was_refused_is_taken_back(lab: Lab) -> None:
     one, other = overlay(lab, "vxlan", "alpha", "beta")
-    one.run("ip link add foreign type vxlan id 7 dstport 8472 dev eth0".split())
+    one.run(["ip", "link", "add", "foreign", "type", "vxlan", "id", "7", "dstport", "8472", "dev", "eth0"])
     change(lab, options={"VNI": 7})
     wait_problem(one.daemon, "apply-failed", "it is foreign: remove that, or choose another VNI")
     change(lab)
@@ -62,3 +67,113 @@ def test_a_change_that_was_refused_is_taken_back(lab: Lab) -> None:
         wait_well(host)
         wait_in_order(host, "vxlan")
     talk(one, other)
+
+
+def start_families(lab: Lab, families: str) -> list[Host]:
+    lab.etcd.put_config(family_config("vxlan", families))
+    hosts = lab.add_hosts("alpha", "beta", families=FAMILIES[families])
+    lab.start_daemons()
+    for host in hosts:
+        wait_in_order(host, "vxlan")
+    return hosts
+
+
+def ping6(one: Host, other: Host) -> PingRun:
+    ping = one.pod.start_ping(str(other.pod.addresses[-1]))
+    wait_answers(ping)
+    return ping
+
+
+@pytest.mark.parametrize("families", ["dual-stack", "ipv6"])
+def test_an_mtu_too_small_for_ipv6_is_refused_by_all(lab: Lab, families: str) -> None:
+    one, other = start_families(lab, families)
+    before = actual(one, "vxlan")
+    small = family_config("vxlan", families, MTU=1349)
+    said = "Backend.MTU 1349: expected 1350 to 65535"
+    for command in ("check", "set"):
+        refused = flannelctl(one, "config", command, json.dumps(small))
+        assert (refused.code, said in refused.err) == (1, True), refused
+    ping = ping6(one, other)
+    lab.etcd.put_config(small)
+    for host in (one, other):
+        wait_problem(host.daemon, "config-invalid", said)
+    assert actual(one, "vxlan") == before
+    lab.etcd.put_config(family_config("vxlan", families, MTU=1350))
+    for host in (one, other):
+        wait_well(host, mtu=1280)
+    assert not ping.stop().lost
+
+
+@pytest.mark.parametrize("families", ["dual-stack", "ipv6"])
+def test_an_interface_that_becomes_too_small_for_ipv6_costs_no_peer(lab: Lab, families: str) -> None:
+    one, other = start_families(lab, families)
+    before = actual(one, "vxlan")
+    ping = ping6(one, other)
+    one.ip("link", "set", "eth0", "mtu", "1300")
+    wait_problem(one.daemon, "apply-failed", "IPv6 needs 1280 there: raise the MTU of eth0 to 1350")
+    now = actual(one, "vxlan")
+    assert {row: how for row, how in before.items() if not row.startswith("link flannel.")} == {
+        row: how for row, how in now.items() if not row.startswith("link flannel.")
+    }
+    one.ip("link", "set", "eth0", "mtu", "1500")
+    wait_well(one, mtu=1430)
+    wait_in_order(one, "vxlan")
+    assert not ping.stop().lost
+
+
+def test_a_backend_that_this_host_cannot_do_is_not_taken_over(lab: Lab) -> None:
+    """host-gw routes to a host's own address, which that behind NAT does not publish."""
+    lab.etcd.put_config(config("vxlan"))
+    host = lab.add_host("alpha")
+    host.start_daemon(["--public-ip=203.0.113.9"]).wait_ready()
+    peers = make_peers(lab.etcd, 2)
+    change_peers(lab.etcd, "vxlan", put=peers[:1])
+    wait_status(host.daemon, "the peer", lambda seen: seen["peers"]["count"] == 1)
+    (key,) = {*lab.etcd.leases()} - {peer.key for peer in peers}
+    change(lab, "host-gw")
+    problem = wait_problem(host.daemon, "config-unfit", "use vxlan behind NAT")["problems"][0]
+    assert problem["fix"]
+    with pytest.raises(CommandFailed, match="not applied, the config in force stays: --public-ip 203"):
+        apply(host)
+    assert "nothing to change" in flannelctl(host, "plan").out
+
+    # What is in force is kept in order and followed, the lease as well.
+    before = actual(host, "vxlan")
+    host.ip("link", "delete", "flannel.1")
+    wait_for(lambda: actual(host, "vxlan"), 5, "the rows", lambda rows: rows == before)
+    change_peers(lab.etcd, "vxlan", put=peers)
+    wait_status(host.daemon, "both peers", lambda seen: seen["peers"]["count"] == 2)
+    lab.etcd.ctl("del", f"{lab.etcd.prefix}/subnets/{key}")
+    wait_for(lab.etcd.leases, 5, "the lease", lambda leases: key in leases)
+
+    host.ip("address", "add", "203.0.113.9/32", "dev", "eth0")
+    wait_status(host.daemon, "the problem to be the same", lambda seen: codes(seen) == ["config-unfit"])
+    change(lab)
+    wait_well(host, backend="vxlan")
+
+
+def test_a_host_that_can_no_longer_do_its_backend_keeps_what_it_has(lab: Lab) -> None:
+    lab.etcd.put_config(config("host-gw"))
+    host = lab.add_host("alpha")
+    host.start_daemon([f"--public-ip={host.address}"]).wait_ready()
+    peers = make_peers(lab.etcd, 2)
+    change_peers(lab.etcd, "host-gw", put=peers[:1])
+    (subnet,) = [peer.subnet for peer in peers[:1]]
+    wait_for(lambda: actual(host, "host-gw"), 5, "the route", lambda rows: f"route {subnet}" in rows)
+    host.ip_batch([f"address delete {host.address}/24 dev eth0", f"address add {OTHER_ADDRESS}/24 dev eth0"])
+    problem = wait_status(host.daemon, "the problem", lambda seen: "reconcile-failed" in codes(seen))[
+        "problems"
+    ]
+    assert "what worked before stays in force" in str(problem)
+    assert all(told["fix"] for told in problem)
+    change_peers(lab.etcd, "host-gw", put=peers)
+    wait_for(
+        lambda: actual(host, "host-gw"),
+        5,
+        "the route to the new peer",
+        lambda rows: all(f"route {peer.subnet}" in rows for peer in peers),
+    )
+    host.ip("route", "delete", subnet)
+    wait_for(lambda: actual(host, "host-gw"), 5, "the route", lambda rows: f"route {subnet}" in rows)
+    host.ip_batch([f"address delete {OTHER_ADDRESS}/24 dev eth0", f"address add {host.address}/24 dev eth0"])
+    wait_well(host, backend="host-gw")

@@ -165,8 +165,8 @@ def test_one_vni_for_two_networks_is_a_conflict_that_is_named(lab: Lab) -> None:
     assert taken in problem["reason"]
     assert "choose another VNI" in problem["reason"]
     assert (status["state"], status["ready"]) == ("degraded", False)
-    own_files = "+ files: two/"
-    assert [line for line in changes(before, host_state(alpha)) if not line.startswith(own_files)] == []
+    own = ("+ files: two/", "+ packet filter: ")
+    assert [line for line in changes(before, host_state(alpha)) if not line.startswith(own)] == []
     check_traffic(first)
     second.alpha.etcd.put_config(SECOND["vxlan and vxlan"])
     daemon.kill()

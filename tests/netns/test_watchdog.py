@@ -70,3 +70,22 @@ def test_a_reload_says_that_it_is_over(lab: Lab) -> None:
     wait_for(lambda: len(signs(daemon, "READY")), 5, "READY again", lambda count: count == 2)
     (reloading,) = (told for told in daemon.notifications if "RELOADING" in told.fields)
     assert abs(int(reloading.fields["MONOTONIC_USEC"]) / 1e6 - reloading.at) < 1
+
+
+def test_a_daemon_that_was_stopped_for_a_while_goes_on(lab: Lab) -> None:
+    """After SIGCONT, sigtimedwait of CPython 3.11 tells of a signal that never came."""
+    lab.etcd.put_config(config("vxlan"))
+    daemon = lab.add_host("alpha").start_daemon(env=TWICE_A_SECOND)
+    daemon.wait_ready()
+    for _ in range(3):
+        wait_signs(daemon)
+        daemon.send_signal(signal.SIGSTOP)
+        wait_until(time.monotonic() + 0.5)
+        daemon.send_signal(signal.SIGCONT)
+    wait_signs(daemon)
+    assert daemon.running
+    assert events(daemon, "thread_hangs") == []
+
+
+def wait_until(end: float) -> None:
+    wait_for(lambda: time.monotonic() > end, 5, "longer than the interval")

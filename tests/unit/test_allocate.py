@@ -99,16 +99,6 @@ def test_our_address_under_a_live_node_is_a_conflict_that_names_both() -> None:
     assert "--public-ip" in found.fix
 
 
-def test_an_address_that_another_host_publishes_is_not_taken_on() -> None:
-    mine, theirs = record(3, 1, public_ips=PerFamily(underlay(4, 77))), record(4, 2)
-    theirs = replace(theirs, public_ips=PerFamily(underlay(4, 1)), mod_revision=50)
-    found = decide(mine, theirs, by=wish(1, held=mine))
-    assert isinstance(found, Conflict)
-    assert "192.0.2.1 is already published by node id node-2" in found.reason
-    silent = wish(1, held=mine, silent=frozenset({theirs.key}))
-    assert isinstance(decide(mine, theirs, by=silent), Adopt)
-
-
 def test_of_two_hosts_with_one_address_the_later_one_has_the_conflict() -> None:
     mine, theirs = record(3, 1), record(4, 2, public_ips=PerFamily(underlay(4, 1)))
     assert isinstance(decide(replace(mine, mod_revision=50), theirs), Conflict)

@@ -150,7 +150,9 @@ def test_no_packet_grows_beyond_the_interface(name: str, external: int) -> None:
         own = published_record(one, here, 1, families)
         assert 0 < one.mtu(here) <= external
         for link in one.desired(own, [], here).links.values():
-            assert one.mtu(here) <= link.mtu <= external
+            assert link.mtu <= external
+            # With less the interface is too small for IPv6 over vxlan, and the kernel says so.
+            assert one.mtu(here) <= link.mtu or external < 1350
 
 
 @every_backend_with_routes
@@ -294,6 +296,16 @@ def test_vxlan_sets_no_ipv6_sysctl_of_a_device_too_small_for_ipv6(mtu: int, devi
     assert one.desired(own, [], small).sysctls == {f"net/ipv6/conf/{dev}/accept_ra": "0" for dev in devices}
 
 
+@pytest.mark.parametrize("families", [(6,), (4, 6)])
+@pytest.mark.parametrize("mtu", [1349, 1300])
+def test_vxlan_never_asks_for_less_than_ipv6_needs(families: tuple[Family, ...], mtu: int) -> None:
+    """The kernel would drop IPv6 from the device, and all peers with it."""
+    one, here, (own, _) = network("vxlan", 2, families)
+    small = replace(here, external=replace(here.external, mtu=mtu))
+    links = one.desired(own, [], small).links
+    assert links["flannel-v6.1"].mtu == one.mtu(small) == 1280
+
+
 def test_vxlan_options_reach_the_device() -> None:
     one = backend("vxlan", (4, 6), VNI=42, Port=4789, GBP=True, Learning=True)
     here = host(1, (4, 6))
@@ -323,7 +335,8 @@ def test_t08_vxlan_options_given() -> None:
         ((4, 6), "VNI", (1, 9_999), (0, 10_000)),
         ((4,), "Port", (0, 1, 65_535), (-1, 65_536)),
         ((4,), "MTU", (0, 576, 65_535), (-1, 1, 575, 65_536)),
-        ((6,), "MTU", (0, 1280), (1, 1279)),
+        ((6,), "MTU", (0, 1350), (1, 1279, 1280, 1349)),
+        ((4, 6), "MTU", (0, 1350), (1, 1280, 1349)),
     ],
 )
 def test_vxlan_bounds(

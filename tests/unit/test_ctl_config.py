@@ -79,9 +79,16 @@ def test_a_given_mtu() -> None:
     assert lines[-3:] == [
         "backend        vxlan: vni 1, port 4789, gbp false, learning false, direct routing false, "
         "tx checksum auto",
-        "MTU            1350, whatever the interface's",
+        "MTU            1350, or the interface's less 50 where that is smaller",
         "to be open     UDP 4789 between the hosts",
     ]
+
+
+def test_an_mtu_that_most_interfaces_do_not_have() -> None:
+    lines = explained(Backend={"Type": "vxlan", "MTU": 9000})
+    assert (
+        lines[-2] == "MTU            8950, or the interface's less 50 where that is smaller: 1450 on Ethernet"
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -172,6 +172,20 @@ def test_of_many_left_out_records_some_are_shown() -> None:
     assert f"and {10_000 - SHOWN} more (flannelctl leases lists all)" in text
 
 
+def test_an_mtu_that_the_interface_does_not_have() -> None:
+    text = shown(changed(options={"external_mtu": 9000, "vni": 1}))
+    assert "  subnet     10.5.34.0/24, MTU 1450 (the config's MTU, 9000, is more than eth0 has)\n" in text
+    unremarkable: list[Any] = [
+        {"external_mtu": 1400},
+        {"external_mtu": 1500},
+        {"external_mtu": "x"},
+        {},
+        None,
+    ]
+    for options in unremarkable:
+        assert "  subnet     10.5.34.0/24, MTU 1450\n" in shown(changed(options=options))
+
+
 def test_a_published_address_that_is_not_the_interfaces() -> None:
     external = {**WELL["external"], "public": ["203.0.113.5"]}
     assert "192.0.2.1, MTU 1500, published as 203.0.113.5" in shown(changed(external=external))

@@ -112,9 +112,7 @@ class Case:
     def stands(self, device: str) -> bool:
         before, new = self.have.links.get(device), self.want.links.get(device)
         changed = before is not None and new is not None and fixed(before) != fixed(new)
-        return (
-            before is not None and before.up and not changed and Op("del", "links", device) not in self.ops
-        )
+        return before is not None and before.up and not changed and Op("del", "links", device) not in self.ops
 
     def under_the_old(self, op: Op) -> list[tuple[str, object]]:
         """Table and key of what carries the row that `op` replaces."""
@@ -281,7 +279,9 @@ def test_a_device_that_was_deleted_for_nothing_is_put_back_with_what_hung_on_it(
     )
     want = replace(have, links={"flannel.1": replace(LINK, gbp=True)})
     kernel = FakeKernel.holding(have)
-    works, _ = executor(kernel, refuses=lambda op: op.table == "links" and op.value == want.links["flannel.1"])
+    works, _ = executor(
+        kernel, refuses=lambda op: op.table == "links" and op.value == want.links["flannel.1"]
+    )
     works.observe(scope(want))
     outcomes = works.apply(plan(want, have), want, have)
     assert [error for _, error in outcomes][:2] == ["was put back, as link flannel.1: Refused", "Refused"]

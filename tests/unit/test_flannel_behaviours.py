@@ -7,7 +7,8 @@ test_ifselect.py, T40 and T43 in test_rules.py, T47 to T53 in test_cni_*.py, T58
 test_docker_opts.py. Those with etcd or a kernel are in tests/netns/test_flannel_behaviours.py, T41, T42, T44
 and T45 in tests/netns/test_packet_rules.py.
 
-T12 asks whether an IPv6 address is private, which only clouds need. A negative TTL (T28) is no error here: such a key is a reservation.
+T12 asks whether an IPv6 address is private, which only clouds need. A negative TTL (T28) is no error here:
+such a key is a reservation.
 """
 
 from __future__ import annotations

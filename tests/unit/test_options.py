@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from flanneld_py.core import options
 from flanneld_py.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flanneld_py.model import Family
 
 JSON_VALUES: st.SearchStrategy[Any] = (
     st.none()
@@ -55,21 +58,24 @@ def test_none_of_the_choices(value: Any) -> None:
         options.one_of({"sourcecheck": value}, "SourceCheck", "strict", ("strict", True, False))
 
 
-@pytest.mark.parametrize(("value", "mtu"), [(None, 0), (0, 0), (1280, 1280), (65535, 65535)])
+LOWEST_MTU: dict[Family, int] = {4: 576, 6: 1350}
+
+
+@pytest.mark.parametrize(("value", "mtu"), [(None, 0), (0, 0), (1350, 1350), (65535, 65535)])
 def test_mtu(value: int | None, mtu: int) -> None:
-    assert options.mtu({"mtu": value}, (4, 6)) == mtu
+    assert options.mtu({"mtu": value}, (4, 6), LOWEST_MTU) == mtu
 
 
-@pytest.mark.parametrize("value", [-1, 1279, 65536, False, 1400.0, "1400"])
+@pytest.mark.parametrize("value", [-1, 1349, 65536, False, 1400.0, "1400"])
 def test_no_mtu(value: Any) -> None:
     with pytest.raises(ConfigError, match=r"^Backend\.MTU"):
-        options.mtu({"mtu": value}, (4, 6))
+        options.mtu({"mtu": value}, (4, 6), LOWEST_MTU)
 
 
 def test_ipv4_alone_bears_a_smaller_mtu() -> None:
-    assert options.mtu({"mtu": 576}, (4,)) == 576
+    assert options.mtu({"mtu": 576}, (4,), LOWEST_MTU) == 576
     with pytest.raises(ConfigError, match=r"^Backend\.MTU 575: expected 576 to 65535, or 0"):
-        options.mtu({"mtu": 575}, (4,))
+        options.mtu({"mtu": 575}, (4,), LOWEST_MTU)
 
 
 def test_unknown_keys_with_the_nearest_name() -> None:
@@ -85,7 +91,7 @@ def test_nothing_but_config_errors(value: Any) -> None:
         lambda: options.integer({"x": value}, "X", 1, 0, 5),
         lambda: options.boolean({"x": value}, "X", default=False),
         lambda: options.one_of({"x": value}, "X", "a", ("a", "b")),
-        lambda: options.mtu({"mtu": value}, (4,)),
+        lambda: options.mtu({"mtu": value}, (4,), LOWEST_MTU),
     ):
         with contextlib.suppress(ConfigError):
             read()

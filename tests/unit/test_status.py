@@ -62,6 +62,7 @@ SHAPE = {
     "prefix": str,
     "node_id": str,
     "backend": str | None,
+    "options": dict,
     "networks": [str],
     "subnets": [str],
     "mtu": int | None,
@@ -260,6 +261,15 @@ def test_when_all_is_well() -> None:
         "prefix": "/coreos.com/network",
         "node_id": "node-1",
         "backend": "vxlan",
+        "options": {
+            "vni": 1,
+            "port": 8472,
+            "external_mtu": 0,
+            "gbp": False,
+            "learning": False,
+            "direct_routing": False,
+            "tx_checksum": "auto",
+        },
         "networks": ["10.5.0.0/16"],
         "subnets": ["10.5.1.0/24"],
         "mtu": 1450,
@@ -346,50 +356,6 @@ def test_bad_records_and_rejected_peers_stand_together() -> None:
     assert found["state"] == "in sync"
     assert [problem["code"] for problem in found["problems"]] == ["peers-left-out"]
     assert found["problems"][0]["reason"] == "10.5.3.0-24: backend is host-gw (2 in all)"
-
-
-OUTSIDE = "subnet 10.6.3.0/24 lies outside the Network 10.5.0.0/16"
-PENDING = Problem("config-pending", "Network 10.5.0.0/16 becomes 10.6.0.0/16", "flannelctl config apply")
-
-
-@pytest.mark.parametrize(
-    ("reason", "pending", "advice"),
-    [
-        (
-            OUTSIDE,
-            None,
-            "flannelctl config apply on that host",
-        ),
-        (
-            OUTSIDE,
-            PENDING,
-            "pending here: flannelctl",
-        ),
-        ("backend is host-gw, this host's is vxlan", None, "flannelctl config apply on that host"),
-        (
-            "subnet 10.5.3.0/24 overlaps the older lease",
-            PENDING,
-            "correct that host's configuration",
-        ),
-    ],
-)
-def test_a_host_with_another_config_is_to_take_it_over(
-    reason: str, pending: Problem | None, advice: str
-) -> None:
-    report = replace(WELL.report, peers=Peers((PEER,), {"10.6.3.0-24": reason}))
-    found = status(replace(WELL, report=report, config_problem=pending))
-    assert advice in found["problems"][-1]["fix"]
-
-
-def test_an_unreadable_record_is_a_problem_by_itself() -> None:
-    bad = {"10.5.9.0-24": "the value is not JSON"}
-    (problem,) = status(replace(WELL, snapshot=Snapshot(5, 1, {}, bad)))["problems"]
-    assert (problem["code"], problem["reason"]) == (
-        "peers-left-out",
-        "10.5.9.0-24: the value is not JSON (1 in all)",
-    )
-    assert "flannelctl leases release --force" in problem["fix"]
-    assert problem["since"]
 
 
 def test_a_reservation_has_no_ttl() -> None:

@@ -14,18 +14,17 @@ import click
 
 from flanneld_py.backends import backend_of
 from flanneld_py.backends.base import Backend, options_of
+from flanneld_py.cli.ctl.consequence import config_in_force, consequence, too_narrow
 from flanneld_py.cli.ctl.control import NoAnswer, ask
 from flanneld_py.cli.ctl.settings import Settings, with_settings
 from flanneld_py.cli.ctl.status import checked as checked_status
 from flanneld_py.cli.ctl.status import other_prefix
 from flanneld_py.cli.ctl.text import count
 from flanneld_py.core.config import EXAMPLE, parse_config
-from flanneld_py.core.configchange import Settings as Changed
-from flanneld_py.core.configchange import is_like_a_lease, overlaps_of, pending_reasons
+from flanneld_py.core.configchange import is_like_a_lease, overlaps_of
 from flanneld_py.core.configkeys import unknown_keys
-from flanneld_py.core.freesubnets import count_subnets
 from flanneld_py.core.hostfiles import parse_subnet_env
-from flanneld_py.core.records import CONFIG_KEY, config_entry, snapshot
+from flanneld_py.core.records import CONFIG_KEY
 from flanneld_py.core.statefile import parse_state
 from flanneld_py.core.subnets import inside
 from flanneld_py.daemon.firstchoice import literal_addresses
@@ -36,7 +35,6 @@ from flanneld_py.model import (
     Host,
     IPAddress,
     IPNetwork,
-    Listing,
     NetworkConfig,
     PerFamily,
     SubnetRange,
@@ -44,7 +42,7 @@ from flanneld_py.model import (
 
 NOT_FOR_PODS = 3
 """IPv4 addresses of a subnet that no pod can have: base (the VTEP's), bridge, broadcast."""
-ETHERNET, JUMBO = 1500, 9000
+ETHERNET = 1500
 
 
 @click.group()
@@ -74,17 +72,19 @@ def set_(settings: Settings, source: str, force: bool) -> int:
 
     Refused without --force: keys that mean nothing, a Network that contains an address or gateway of this
     host, or an etcd endpoint, and fewer subnets than hosts that hold leases.
+
+    Says what the hosts make of it, compared with the config that is in force on this one. While hosts of Go
+    flannel take part, a new VNI, Port or Type is pending, as they read a config at their start only.
     """
     text = _read(source)
     checked = parse_config(text)
     _weigh(doubts_about(settings, checked, backend_of(checked)), force=force)
     registry = settings.registry()
-    before = registry.list()
+    before, in_force = registry.list(), config_in_force(settings)
     _weigh(too_narrow(before, checked), force=force)
     written = registry.put(CONFIG_KEY, text)
-    click.echo(
-        f"{settings.config_name} written at revision {written.revision}; {consequence(before, checked)}"
-    )
+    told = consequence(before, checked, in_force)
+    click.echo(f"{settings.config_name} written at revision {written.revision}; {told}")
     return 0
 
 
@@ -162,7 +162,7 @@ def _weigh(doubts: Iterable[str], *, force: bool) -> None:
         click.echo(f"flannelctl: {line}", err=True)
 
 
-# --- doubts and consequences ----------------------------------------------------------------------
+# --- doubts ---------------------------------------------------------------------------------------
 
 
 def doubts_about(settings: Settings, checked: NetworkConfig, backend: Backend) -> Iterator[str]:
@@ -206,43 +206,6 @@ def _ours(settings: Settings) -> tuple[list[IPNetwork], list[IPNetwork]]:
     return subnets, networks
 
 
-def too_narrow(before: Listing, fresh: NetworkConfig) -> Iterator[str]:
-    """Where there are fewer subnets than hosts: some of them would find none."""
-    hosts = [record for record in snapshot(before).records.values() if record.etcd_lease]
-    for scope in fresh.ranges.values():
-        total = count_subnets(scope)
-        if total < len(hosts):
-            yield (
-                f"{scope.network} gives {count(total, 'subnet')} of /{scope.subnet_len} "
-                f"({scope.subnet_min} to {scope.subnet_max}), but {count(len(hosts), 'host')} hold leases"
-            )
-
-
-def consequence(before: Listing, fresh: NetworkConfig) -> str:
-    """What the hosts make of the new config."""
-    entry = config_entry(before)
-    try:
-        old = parse_config(entry.value) if entry else None
-        settings = Changed(old, options_of(backend_of(old))) if old else None
-    except ConfigError:
-        settings = None  # no host can have it in force
-    records = snapshot(before).records.values()
-    if settings is None or not records:
-        return "daemons take it over at once"
-    reasons = pending_reasons(
-        settings,
-        Changed(fresh, options_of(backend_of(fresh))),
-        PerFamily(),
-        [record.key for record in records if not record.node_id],
-    )
-    if not reasons:
-        return "daemons take it over at once, but for hosts whose subnet lies outside a range"
-    return (
-        f"pending on every host that runs, as {'; '.join(reasons)}: flannelctl config apply, or a restart, "
-        "takes it over there"
-    )
-
-
 # --- meaning --------------------------------------------------------------------------------------
 
 
@@ -278,15 +241,18 @@ def _options(backend: Backend) -> Iterator[tuple[str, Any]]:
 
 
 def _mtu(checked: NetworkConfig, backend: Backend) -> str:
-    """The overhead as the backend itself reckons it, on two imagined interfaces."""
+    """The overhead as the backend itself reckons it, on imagined interfaces."""
+    given = options_of(backend).get("external_mtu", 0)
     try:
-        small, large = (backend.mtu(_imagined(checked, mtu)) for mtu in (ETHERNET, JUMBO))
+        ethernet, most = (backend.mtu(_imagined(checked, mtu)) for mtu in (ETHERNET, given or ETHERNET))
     except FlanneldError as error:
         return str(error)
-    if small == large:
-        return f"{small}, whatever the interface's"
-    overhead = ETHERNET - small
-    return f"the interface's less {overhead} ({small} on Ethernet)" if overhead else "the interface's"
+    overhead = (given or ETHERNET) - most
+    own = f"the interface's less {overhead}" if overhead else "the interface's"
+    if not given:
+        return f"{own} ({ethernet} on Ethernet)" if overhead else own
+    on_ethernet = f": {ethernet} on Ethernet" if ethernet < most else ""
+    return f"{most}, or {own} where that is smaller{on_ethernet}"
 
 
 def _imagined(checked: NetworkConfig, mtu: int) -> Host:

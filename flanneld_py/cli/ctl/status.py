@@ -204,8 +204,17 @@ def _backend(status: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _subnets(status: Mapping[str, Any]) -> Iterator[str]:
-    mtu = f", MTU {status['mtu']}" if status["mtu"] else ""
+    mtu = f", MTU {status['mtu']}{_capped(status)}" if status["mtu"] else ""
     yield (", ".join(status["subnets"]) or "none") + mtu
+
+
+def _capped(status: Mapping[str, Any]) -> str:
+    """Where the config's MTU is more than can be had; of an older daemon nothing is known."""
+    external, options = status["external"], status.get("options")
+    asked = options.get("external_mtu") if isinstance(options, dict) else 0
+    if external is None or not isinstance(asked, int) or asked <= external["mtu"]:
+        return ""
+    return f" (the config's MTU, {asked}, is more than {printable(external['name'])} has)"
 
 
 def _external(external: Mapping[str, Any] | None) -> Iterator[str]:
