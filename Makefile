@@ -15,6 +15,8 @@ TOOLS += shellcheck=shellcheck busybox=busybox-static
 TOOLS += systemd-nspawn=systemd-container systemd-analyze=systemd debootstrap=debootstrap
 TOOLS += /usr/lib/cni/bridge=containernetworking-plugins podman=podman crun=crun conmon=conmon
 TOOLS += dnsmasq=dnsmasq-base docker-registry=docker-registry
+# for the udp data plane in C; the second one brings Python's and the C library's headers
+TOOLS += cc=gcc python3-config=python3-dev
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -47,7 +49,7 @@ fmt: venv ## Format the code and mend what the linter can mend
 	@$(PY) -m ruff format
 
 clean: ## Remove .venv, caches, and build leftovers
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info flanneld_py/udp/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 venv:

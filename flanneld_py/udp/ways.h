@@ -1,0 +1,60 @@
+/* What pump.c shares with the two directions. */
+#ifndef FLANNELD_UDP_WAYS_H
+#define FLANNELD_UDP_WAYS_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "pump.h"
+
+#define BUFFER (65536 + 64)                  /* holds the largest packet and its vnet header */
+#define RETRY_OFFLOAD_NS (60 * 1000000000ull) /* for so long a refused offload is not tried again */
+
+/* A table and the bytes it is a view of. */
+struct held {
+    struct table table;
+    struct held *next; /* of those put out of use */
+    uint8_t bytes[];
+};
+
+/* One direction. All is its thread's own, but for what is atomic: read by others, written by nobody else. */
+struct direction {
+    _Alignas(64) _Atomic(struct held *) in_use; /* a hazard pointer: this table may not be freed */
+    _Atomic uint64_t busy_since;                /* nanoseconds; 0: waits for packets */
+    _Atomic uint64_t counts[COUNTS_OF_TRAFFIC];
+    _Atomic uint64_t drops[DROPS];
+};
+
+struct pump {
+    int tun, udp, failure_fd;
+    struct offloads offloads;
+    bool running;
+    _Atomic(struct held *) current;
+    struct held *retired;
+    _Atomic bool parked;
+    _Atomic(const char *) failure;
+    struct direction ways[WAYS];
+};
+
+static inline void count(_Atomic uint64_t *counter, uint64_t more)
+{
+    /* Its only writer: no locked instruction is needed. */
+    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + more, memory_order_relaxed);
+}
+
+uint64_t pump_now(void); /* nanoseconds, monotonic */
+
+/* Around each batch: the table that holds for it. After pump_park, batch_begin does not return. */
+const struct table *batch_begin(struct pump *pump, enum way way);
+void batch_end(struct pump *pump, enum way way);
+
+/* No packet will ever come or go again: wakes pump_wait. Does not return. */
+_Noreturn void pump_fail(struct pump *pump, const char *why);
+
+/* A read failed with an errno that is no reason to end: do not spin. */
+void pump_pause(void);
+
+void *send_loop(void *pump);
+void *receive_loop(void *pump);
+
+#endif

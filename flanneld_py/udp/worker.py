@@ -1,0 +1,167 @@
+"""The process that forwards packets: a crash here costs some packets and not the daemon, nor the other way round.
+
+It is started by pump.py as `python -I -S worker.py PLANE TUN UDP CONTROL OFF`, where PLANE is auto, native or
+python, then three inherited descriptors, and OFF the offloads not to be used, joined by commas. It imports
+next to nothing, as packets wait meanwhile, and finds its neighbours by their files: there is no package here.
+
+Over CONTROL (SOCK_SEQPACKET) go messages of a verb of four bytes, a u32 that an answer repeats, and a body:
+
+    TABL  a memfd with the packed table is attached; the first one starts the forwarding
+                                              -> DONE, or BAD! with the reason, and the old table stays
+    STAT                                      -> DONE, u64 by u64 in the order of the names said by HELO
+    STOP                                      -> DONE once the packets in hand are through; then the process ends
+    HELO  to the daemon, first of all: plane, why not native, offloads in use, names of counters; line by line
+    FAIL  to the daemon: why no packets can be forwarded, for example a deleted device; then the process ends
+
+When the daemon's end of CONTROL closes, the process ends as well.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import sys
+
+if sys.version_info >= (3, 11):  # always: spares the import of typing when this runs
+    TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Protocol
+
+    class RunningPump(Protocol):
+        """What _pump.Pump and pypump.Pump have in common."""
+
+        offloads: tuple[str, ...]
+
+        def wait(self, control: int) -> str | None:
+            """Forward packets until there is something to read from `control`, or say what makes it impossible."""
+
+        def set_table(self, table: bytes) -> None:
+            """From the next batch on; ValueError when there is anything wrong with it."""
+
+        def counters(self) -> Sequence[int]:
+            """In the order of COUNTERS."""
+
+        def park(self) -> None:
+            """Finish what was read, within 50 ms, and read no more."""
+
+
+TABLE, COUNTERS, STOP, DONE, BAD, HELLO, FAILED = b"TABL", b"STAT", b"STOP", b"DONE", b"BAD!", b"HELO", b"FAIL"
+HEAD = 8
+"""Bytes before the body of a message: verb and number."""
+LONGEST = 1 << 16
+"""Bytes of a message; the table does not travel in one."""
+PLANES = ("auto", "native", "python")
+OFFLOADS = ("tso", "uso", "udp_segment", "udp_gro")
+
+
+class ControlClosed(Exception):
+    """The other end is gone."""
+
+
+def send(control: _socket.socket, verb: bytes, number: int, body: bytes = b"", fd: int | None = None) -> None:
+    """One message; `fd` goes with it.
+
+    Raises:
+        OSError: BrokenPipeError when the other end is gone, TimeoutError when it does not read.
+    """
+    attached = [] if fd is None else [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fd.to_bytes(4, sys.byteorder))]
+    control.sendmsg([verb, number.to_bytes(4, "little"), body], attached, _socket.MSG_NOSIGNAL)
+
+
+def receive(control: _socket.socket) -> tuple[bytes, int, bytes, int | None]:
+    """Verb, number, body, attached descriptor.
+
+    Raises:
+        ControlClosed: the other end is gone.
+        TimeoutError: the socket has a timeout, and it passed.
+    """
+    flags = _socket.MSG_CMSG_CLOEXEC
+    try:
+        message, attached, _, _ = control.recvmsg(LONGEST, _socket.CMSG_SPACE(4), flags)
+    except ConnectionError as error:
+        raise ControlClosed from error
+    if len(message) < HEAD:
+        raise ControlClosed
+    fds = [int.from_bytes(data[:4], sys.byteorder) for _, kind, data in attached if kind == _socket.SCM_RIGHTS]
+    return message[:4], int.from_bytes(message[4:HEAD], "little"), message[HEAD:], fds[0] if fds else None
+
+
+def _content(fd: int | None) -> bytes:
+    if fd is None:
+        raise ValueError("no table is attached")
+    try:
+        size = os.fstat(fd).st_size
+        data = os.pread(fd, size, 0)
+    finally:
+        os.close(fd)
+    return data
+
+
+def choose(plane: str, tun: int, udp: int, control: int, off: Sequence[str]) -> tuple[RunningPump, str, str, str]:
+    """The pump, which one it is, why it is not the native one, and the names of its counters.
+
+    Raises:
+        ImportError: the native one is demanded and cannot be loaded.
+        OSError: these descriptors are not what they should be.
+    """
+    wanted = [name not in off for name in OFFLOADS]
+    why = "python was asked for"
+    if plane != "python":
+        try:
+            native = __import__("_pump")
+        except ImportError as error:
+            if plane == "native":
+                raise
+            why = str(error)
+        else:
+            return native.Pump(tun, udp, *wanted), "native", "", " ".join(native.COUNTERS)
+    python = __import__("pypump")
+    return python.Pump(tun, udp, *wanted, control), "python", why, " ".join(python.COUNTERS)
+
+
+def obey(pump: RunningPump, control: _socket.socket) -> None:
+    """Read one request and answer it.
+
+    Raises:
+        ControlClosed: there will be no more.
+    """
+    verb, number, _, fd = receive(control)
+    if verb == TABLE:
+        try:
+            pump.set_table(_content(fd))
+        except ValueError as error:
+            send(control, BAD, number, str(error).encode())
+        else:
+            send(control, DONE, number)
+    elif verb == COUNTERS:
+        send(control, DONE, number, b"".join(count.to_bytes(8, "little") for count in pump.counters()))
+    else:
+        pump.park()
+        send(control, DONE, number)
+        raise ControlClosed
+
+
+def main(argv: Sequence[str]) -> int:
+    """Forward until told to stop; the exit code."""
+    plane, tun, udp, channel, off = argv[1], int(argv[2]), int(argv[3]), int(argv[4]), argv[5].split(",")
+    sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - pathlib takes 5 ms
+    control = _socket.socket(fileno=channel)
+    try:
+        try:
+            pump, runs, why, names = choose(plane, tun, udp, channel, off)
+        except (ImportError, OSError) as error:
+            send(control, FAILED, 0, str(error).encode())
+            return 1
+        send(control, HELLO, 0, "\n".join([runs, why, " ".join(pump.offloads), names]).encode())
+        while (failure := pump.wait(channel)) is None:
+            obey(pump, control)
+        send(control, FAILED, 0, failure.encode())
+    except (ControlClosed, BrokenPipeError):
+        return 0
+    return 1
+
+
+if __name__ == "__main__":
+    # At once: threads of the pump may be anywhere, and there is nothing to tidy up.
+    os._exit(main(sys.argv))
