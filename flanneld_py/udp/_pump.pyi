@@ -1,19 +1,24 @@
-"""The pump in C: see pump.h and worker.RunningPump. Only worker.py may make one: its threads end with the process."""
+# The pump in C: see pump.h and worker.RunningPump. Only worker.py may make one: its threads end with the process.
 
 from collections.abc import Sequence
 from typing import final
 
+# In the order of packet.h's enum drop; the first one, none, is never counted.
 DROP_REASONS: tuple[str, ...]
-"""In the order of packet.h's enum drop; the first one, none, is never counted."""
+# What Pump.counters answers: send.packets, …, receive.drop.truncated.
 COUNTERS: tuple[str, ...]
-"""What `Pump.counters` answers: send.packets, …, receive.drop.write-failed."""
 
 @final
 class Pump:
-    """Raises OSError when the descriptors are no TUN with IFF_VNET_HDR and no UDP socket for IPv4."""
-
+    # Raises OSError when the descriptors are no TUN with IFF_VNET_HDR and no UDP socket for IPv4.
     def __new__(
-        cls, tun: int, udp: int, tso: bool = True, uso: bool = True, udp_segment: bool = True, udp_gro: bool = True
+        cls,
+        tun: int,
+        udp: int,
+        tso: bool = True,
+        uso: bool = True,
+        udp_segment: bool = True,
+        udp_gro: bool = True,
     ) -> Pump: ...
     @property
     def offloads(self) -> tuple[str, ...]: ...

@@ -137,8 +137,10 @@ const char *pump_set_table(struct pump *pump, const uint8_t *bytes, size_t lengt
         return NULL;
     pump->running = true;
     wrong = start_threads(pump);
-    if (wrong != NULL) /* one direction alone is of no use to anybody */
-        atomic_store(&pump->failure, wrong), eventfd_write(pump->failure_fd, 1);
+    if (wrong != NULL) {
+        atomic_store(&pump->failure, wrong);
+        eventfd_write(pump->failure_fd, 1);
+    }
     return NULL;
 }
 
@@ -228,7 +230,7 @@ void pump_counters(const struct pump *pump, uint64_t counters[COUNTERS])
             *counters++ = atomic_load_explicit(&direction->counts[i], memory_order_relaxed);
         uint64_t since = atomic_load_explicit(&direction->busy_since, memory_order_relaxed);
         counters[COUNT_BUSY_MS - COUNTS_OF_TRAFFIC] = since != 0 && now > since ? (now - since) / 1000000 : 0;
-        for (int i = 0; i < DROPS; i++)
+        for (int i = DROP_NONE + 1; i < DROPS; i++)
             *counters++ = atomic_load_explicit(&direction->drops[i], memory_order_relaxed);
     }
 }
@@ -241,12 +243,12 @@ void pump_counter_name(unsigned counter, char name[64])
 #undef X
     };
     static const char *const ways[WAYS] = {"send", "receive"};
-    const char *way = ways[counter / (COUNTS_OF_TRAFFIC + DROPS)];
-    counter %= COUNTS_OF_TRAFFIC + DROPS;
+    const char *way = ways[counter / (COUNTERS / WAYS)];
+    counter %= COUNTERS / WAYS;
     if (counter < COUNTS_OF_TRAFFIC)
         snprintf(name, 64, "%s.%s", way, traffic[counter]);
     else
-        snprintf(name, 64, "%s.drop.%s", way, drop_names[counter - COUNTS_OF_TRAFFIC]);
+        snprintf(name, 64, "%s.drop.%s", way, drop_names[counter - COUNTS_OF_TRAFFIC + 1]);
 }
 
 const char *pump_wait(struct pump *pump, int fd)

@@ -32,7 +32,7 @@ enum count {
 
 enum way { SEND, RECEIVE, WAYS };
 
-#define COUNTERS (WAYS * (COUNTS_OF_TRAFFIC + DROPS))
+#define COUNTERS (WAYS * (COUNTS_OF_TRAFFIC + DROPS - 1)) /* without DROP_NONE */
 
 struct offloads {
     bool tso, uso, udp_segment, udp_gro;

@@ -1,4 +1,4 @@
-"""The process that forwards packets: a crash here costs some packets and not the daemon, nor the other way round.
+"""The process that forwards packets: a crash of it costs some packets and not the daemon, nor vice versa.
 
 It is started by pump.py as `python -I -S worker.py PLANE TUN UDP CONTROL OFF`, where PLANE is auto, native or
 python, then three inherited descriptors, and OFF the offloads not to be used, joined by commas. It imports
@@ -7,23 +7,23 @@ next to nothing, as packets wait meanwhile, and finds its neighbours by their fi
 Over CONTROL (SOCK_SEQPACKET) go messages of a verb of four bytes, a u32 that an answer repeats, and a body:
 
     TABL  a memfd with the packed table is attached; the first one starts the forwarding
-                                              -> DONE, or BAD! with the reason, and the old table stays
-    STAT                                      -> DONE, u64 by u64 in the order of the names said by HELO
-    STOP                                      -> DONE once the packets in hand are through; then the process ends
-    HELO  to the daemon, first of all: plane, why not native, offloads in use, names of counters; line by line
-    FAIL  to the daemon: why no packets can be forwarded, for example a deleted device; then the process ends
+          -> DONE, or BAD! with the reason, and the old table stays
+    STAT  -> DONE with a u64 for each counter, in the order of the names in HELO
+    STOP  -> DONE once the packets in hand are through; then the process ends
+    HELO  to the daemon, first of all: plane, why not native, offloads in use, names of counters; a line each
+    FAIL  to the daemon: why no packets can be forwarded, as when the device was deleted; the process ends
 
 When the daemon's end of CONTROL closes, the process ends as well.
 """
 
 from __future__ import annotations
 
+import _signal
 import _socket
 import os
 import sys
 
-if sys.version_info >= (3, 11):  # always: spares the import of typing when this runs
-    TYPE_CHECKING = False
+TYPE_CHECKING = False  # without an import of typing
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Protocol
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         offloads: tuple[str, ...]
 
         def wait(self, control: int) -> str | None:
-            """Forward packets until there is something to read from `control`, or say what makes it impossible."""
+            """Forward until `control` can be read; or say why nothing can be forwarded."""
 
         def set_table(self, table: bytes) -> None:
             """From the next batch on; ValueError when there is anything wrong with it."""
@@ -46,7 +46,15 @@ if TYPE_CHECKING:
             """Finish what was read, within 50 ms, and read no more."""
 
 
-TABLE, COUNTERS, STOP, DONE, BAD, HELLO, FAILED = b"TABL", b"STAT", b"STOP", b"DONE", b"BAD!", b"HELO", b"FAIL"
+TABLE, COUNTERS, STOP, DONE, BAD, HELLO, FAILED = (
+    b"TABL",
+    b"STAT",
+    b"STOP",
+    b"DONE",
+    b"BAD!",
+    b"HELO",
+    b"FAIL",
+)
 HEAD = 8
 """Bytes before the body of a message: verb and number."""
 LONGEST = 1 << 16
@@ -83,7 +91,9 @@ def receive(control: _socket.socket) -> tuple[bytes, int, bytes, int | None]:
         raise ControlClosed from error
     if len(message) < HEAD:
         raise ControlClosed
-    fds = [int.from_bytes(data[:4], sys.byteorder) for _, kind, data in attached if kind == _socket.SCM_RIGHTS]
+    fds = [
+        int.from_bytes(data[:4], sys.byteorder) for _, kind, data in attached if kind == _socket.SCM_RIGHTS
+    ]
     return message[:4], int.from_bytes(message[4:HEAD], "little"), message[HEAD:], fds[0] if fds else None
 
 
@@ -98,7 +108,9 @@ def _content(fd: int | None) -> bytes:
     return data
 
 
-def choose(plane: str, tun: int, udp: int, control: int, off: Sequence[str]) -> tuple[RunningPump, str, str, str]:
+def choose(
+    plane: str, tun: int, udp: int, control: int, off: Sequence[str]
+) -> tuple[RunningPump, str, str, str]:
     """The pump, which one it is, why it is not the native one, and the names of its counters.
 
     Raises:
@@ -144,6 +156,9 @@ def obey(pump: RunningPump, control: _socket.socket) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Forward until told to stop; the exit code."""
+    # A service manager signals all processes of the daemon; packets are forwarded until the daemon ends.
+    for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
+        _signal.signal(number, _signal.SIG_IGN)
     plane, tun, udp, channel, off = argv[1], int(argv[2]), int(argv[3]), int(argv[4]), argv[5].split(",")
     sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - pathlib takes 5 ms
     control = _socket.socket(fileno=channel)
@@ -155,10 +170,14 @@ def main(argv: Sequence[str]) -> int:
             return 1
         send(control, HELLO, 0, "\n".join([runs, why, " ".join(pump.offloads), names]).encode())
         while (failure := pump.wait(channel)) is None:
-            obey(pump, control)
+            try:
+                obey(pump, control)
+            except ControlClosed:
+                pump.park()
+                return 0
         send(control, FAILED, 0, failure.encode())
-    except (ControlClosed, BrokenPipeError):
-        return 0
+    except BrokenPipeError:
+        pass
     return 1
 
 

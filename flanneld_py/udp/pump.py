@@ -1,0 +1,346 @@
+"""The pump as the daemon sees it: a child process, started and replaced, given tables, asked for counters.
+
+The TUN and the socket stay open here, so packets wait in their queues while there is no child. Nothing here
+starts a thread; every call is bounded in time, and any thread may call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+from typing import Literal
+
+from flanneld_py.errors import FlanneldError
+from flanneld_py.udp import worker
+
+Plane = Literal["auto", "native", "python"]
+
+WORKER = Path(worker.__file__)
+ANSWER_WITHIN = 3.0
+"""Seconds; then the child is wedged, and killed."""
+STUCK_MS = 3000
+"""One batch takes less than a tenth of it, even when the send buffer is full."""
+RETRY_FIRST, RETRY_MOST = 1.0, 30.0
+"""Seconds between two starts of a child that does not live."""
+SETTLED = 60.0
+"""Seconds after which a child's end is not counted with those before."""
+CRASHES = 3
+"""Ends in a row of the native pump, after which `auto` takes the other one: a packet may be what kills it."""
+
+TUN_DEVICE = "/dev/net/tun"
+TUNSETIFF, TUNSETPERSIST = 0x400454CA, 0x400454CB
+IFF_TUN, IFF_NO_PI, IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+SOCKET_BUFFER = 16 << 20
+"""Bytes: packets of some milliseconds, in which the child may not run."""
+BUSY = ("send.busy-ms", "receive.busy-ms")
+
+
+class PumpDown(FlanneldError):
+    """No child forwards packets now; `Pump.tend` will start one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A child as it said of itself when it started."""
+
+    pid: int
+    plane: str
+    """native or python."""
+    why: str
+    """Why not native, or empty."""
+    offloads: tuple[str, ...]
+    """Those of worker.OFFLOADS that are in use."""
+
+
+def open_tun(name: str, *, persistent: bool) -> int:
+    """Attach to a TUN device as a pump needs it, and make it if it is not there; the descriptor.
+
+    A persistent one survives its last descriptor. /dev/net/tun: see Documentation/networking/tuntap.rst.
+
+    Raises:
+        OSError: no such driver, no right to it, another process has it, or the name is no TUN's.
+    """
+    tun = os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        request = struct.pack("16sH22x", name.encode(), IFF_TUN | IFF_NO_PI | IFF_VNET_HDR)
+        fcntl.ioctl(tun, TUNSETIFF, request)
+        fcntl.ioctl(tun, TUNSETPERSIST, int(persistent))
+    except BaseException:
+        os.close(tun)
+        raise
+    return tun
+
+
+def open_socket(address: str, port: int) -> socket.socket:
+    """The socket all peers are spoken to with.
+
+    Raises:
+        OSError: the address is not this host's, or the port is taken.
+    """
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        for forced, asked in ((SO_SNDBUFFORCE, socket.SO_SNDBUF), (SO_RCVBUFFORCE, socket.SO_RCVBUF)):
+            try:
+                udp.setsockopt(socket.SOL_SOCKET, forced, SOCKET_BUFFER)
+            except PermissionError:  # as much as net.core.[rw]mem_max allows
+                udp.setsockopt(socket.SOL_SOCKET, asked, SOCKET_BUFFER)
+        udp.bind((address, port))
+    except BaseException:
+        udp.close()
+        raise
+    return udp
+
+
+class _Child:
+    """One worker process and the socket to it."""
+
+    def __init__(self, plane: str, tun: int, udp: int, off: Collection[str]) -> None:
+        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with its:
+            fds = (tun, udp, its.fileno())
+            argv = [sys.executable, "-I", "-S", str(WORKER), plane, *map(str, fds), ",".join(sorted(off))]
+            try:
+                self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=fds)
+            except OSError as error:
+                ours.close()
+                raise PumpDown(f"the process that forwards packets cannot be started: {error}") from error
+        self._control = ours
+        self._number = 0
+        self.started = time.monotonic()
+        try:
+            said = self._answer(worker.HELLO, 0, self.started + ANSWER_WITHIN).decode().split("\n")
+        except PumpDown:
+            self.end()
+            raise
+        runs, why, offloads, names = said
+        self.running = Running(self.process.pid, runs, why, tuple(offloads.split()))
+        self.counted: dict[str, int] = dict.fromkeys(names.split(), 0)
+
+    def _answer(self, verb: bytes, number: int, deadline: float) -> bytes:
+        while True:
+            try:
+                self._control.settimeout(max(deadline - time.monotonic(), 0.001))
+                found, its_number, body, _ = worker.receive(self._control)
+            except TimeoutError:
+                raise PumpDown(f"pid {self.process.pid} did not answer within {ANSWER_WITHIN:g} s") from None
+            except (worker.ControlClosed, OSError):
+                raise PumpDown(f"pid {self.process.pid} {self._end_of_process()}") from None
+            if found == worker.FAILED:
+                raise PumpDown(body.decode(errors="replace"))
+            if (found, its_number) == (worker.BAD, number):
+                raise ValueError(body.decode(errors="replace"))
+            if (found, its_number) == (verb, number):
+                return body
+
+    def _end_of_process(self) -> str:
+        try:
+            code = self.process.wait(ANSWER_WITHIN)
+        except subprocess.TimeoutExpired:
+            return "closed its control socket"
+        return f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+
+    def ask(self, verb: bytes, fd: int | None = None) -> bytes:
+        """The answer to one request.
+
+        Raises:
+            PumpDown: it did not come in time, or the child has ended.
+            ValueError: it does not accept what it was given.
+        """
+        deadline = time.monotonic() + ANSWER_WITHIN
+        self._number += 1
+        try:
+            self._control.settimeout(ANSWER_WITHIN)
+            worker.send(self._control, verb, self._number, fd=fd)
+        except TimeoutError:
+            raise PumpDown(f"pid {self.process.pid} reads no requests") from None
+        except OSError:  # it may have said why
+            return self._answer(worker.DONE, self._number, deadline)
+        return self._answer(worker.DONE, self._number, deadline)
+
+    def set_table(self, table: bytes) -> None:
+        fd = os.memfd_create("flannel-table", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            for done in range(0, len(table), 1 << 30):
+                os.write(fd, table[done : done + (1 << 30)])
+            seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+            self.ask(worker.TABLE, fd)
+        finally:
+            os.close(fd)
+
+    def count(self) -> dict[str, int]:
+        values = self.ask(worker.COUNTERS)
+        self.counted = dict(zip(self.counted, struct.unpack(f"<{len(values) // 8}Q", values), strict=True))
+        if stuck := [name.partition(".")[0] for name in BUSY if self.counted[name] > STUCK_MS]:
+            raise PumpDown(f"pid {self.process.pid} hangs in {' and '.join(stuck)}")
+        return self.counted
+
+    def end(self, *, gently: bool = False) -> None:
+        """Gone when this returns, and what it had in hand gone through if it was asked gently and could."""
+        if gently:
+            with contextlib.suppress(PumpDown, ValueError):
+                self.ask(worker.STOP)
+        self.process.kill()
+        self.process.wait()
+        self._control.close()
+
+
+class Pump:
+    """Packets between `tun` and `udp`, by whichever child lives.
+
+    Args:
+        tun: as of open_tun. It and `udp` stay the caller's, open until after `close`.
+        udp: a UDP socket for IPv4.
+        plane: auto is native where it can be loaded and does not crash, else python.
+        off: those of worker.OFFLOADS not to be used.
+    """
+
+    def __init__(self, tun: int, udp: int, plane: Plane = "auto", off: Collection[str] = ()) -> None:
+        self._tun, self._udp, self._plane, self._off = tun, udp, plane, frozenset(off)
+        self._lock = RLock()
+        self._child: _Child | None = None
+        self._table: bytes | None = None
+        self._before: Counter[str] = Counter()
+        self._ended: list[float] = []
+        """When children ended that were not asked to."""
+        self._restarts = 0
+
+    def start(self) -> Running:
+        """A new child, in the place of the one there may be, which lets go first: no packet is lost.
+
+        Raises:
+            PumpDown: it does not start. The old one goes on if it lives.
+        """
+        with self._lock:
+            child = _Child(self._plane_now(), self._tun, self._udp, self._off)
+            self._put_aside(gently=True)
+            self._child = child
+            if self._table is not None:
+                self._give(child, self._table)
+            return child.running
+
+    def set_table(self, table: bytes) -> None:
+        """In force when this returns, and in every child to come; forwarding begins with the first one.
+
+        Raises:
+            ValueError: there is something wrong with it; the one before stays.
+            PumpDown: no child now. The next one gets it.
+        """
+        with self._lock:
+            if self._child is None:
+                self._table = table
+                raise PumpDown("no process forwards packets now")
+            before, self._table = self._table, table
+            try:
+                self._give(self._child, table)
+            except ValueError:
+                self._table = before
+                raise
+
+    def counters(self) -> dict[str, int]:
+        """Of all children together, as of the latest answer.
+
+        Raises:
+            PumpDown: no child now, or it had to be killed just now.
+        """
+        with self._lock:
+            if self._child is None:
+                raise PumpDown("no process forwards packets now")
+            try:
+                latest = self._child.count()
+            except PumpDown:
+                self._lost()
+                raise
+            return self._with_earlier(latest)
+
+    def tend(self) -> str | None:
+        """Call it every second: looks after the child, and starts one where there is none.
+
+        Returns what was wrong and is now mended; None while all is well.
+
+        Raises:
+            PumpDown: no child, and it is not time to start another, or it does not start.
+        """
+        with self._lock:
+            wrong = "no process forwards packets"
+            if self._child is not None:
+                try:
+                    self._child.count()
+                except PumpDown as down:
+                    wrong = str(down)
+                    self._lost()
+                else:
+                    return None
+            now = time.monotonic()
+            if now < self._next_start():
+                raise PumpDown(f"{wrong}; started again in {self._next_start() - now:.0f} s")
+            self._restarts += 1
+            try:
+                self.start()
+            except PumpDown:
+                self._ended.append(time.monotonic())
+                raise
+            return wrong
+
+    @property
+    def running(self) -> Running | None:
+        """The child, if there is one."""
+        child = self._child
+        return None if child is None else child.running
+
+    @property
+    def restarts(self) -> int:
+        """How often `tend` had to start one."""
+        return self._restarts
+
+    def close(self) -> None:
+        """End the child, after what it has in hand."""
+        with self._lock:
+            self._put_aside(gently=True)
+
+    def _plane_now(self) -> str:
+        recent = [ended for ended in self._ended if time.monotonic() - ended < SETTLED]
+        return "python" if self._plane == "auto" and len(recent) >= CRASHES else self._plane
+
+    def _next_start(self) -> float:
+        """At once after a long life, then later and later."""
+        recent = [ended for ended in self._ended if time.monotonic() - ended < SETTLED]
+        if len(recent) < 2:
+            return 0
+        return recent[-1] + min(RETRY_FIRST * 2.0 ** (len(recent) - 2), RETRY_MOST)
+
+    def _give(self, child: _Child, table: bytes) -> None:
+        try:
+            child.set_table(table)
+        except PumpDown:
+            self._lost()
+            raise
+
+    def _lost(self) -> None:
+        self._ended = [*self._ended[-9:], time.monotonic()]
+        self._put_aside(gently=False)
+
+    def _put_aside(self, *, gently: bool) -> None:
+        child, self._child = self._child, None
+        if child is None:
+            return
+        if gently:
+            with contextlib.suppress(PumpDown):
+                child.count()
+        child.end(gently=gently)
+        self._before.update(child.counted)
+
+    def _with_earlier(self, latest: Mapping[str, int]) -> dict[str, int]:
+        return {name: value + (0 if name in BUSY else self._before[name]) for name, value in latest.items()}
