@@ -1,4 +1,4 @@
-# The pump in C: see pump.h and worker.RunningPump. Only worker.py may make one: its threads end with the process.
+# The pump in C: see pump.h and worker.RunningPump. Only worker.py may make one, as it ends with the process.
 
 from collections.abc import Sequence
 from typing import final

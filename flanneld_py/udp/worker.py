@@ -18,7 +18,7 @@ When the daemon's end of CONTROL closes, the process ends as well.
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # signal itself imports enum, 5 ms
 import _socket
 import os
 import sys
