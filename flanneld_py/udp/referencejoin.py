@@ -31,7 +31,7 @@ class Entry:
 def join(packets: list[bytes], *, tcp: bool = True, udp: bool = True) -> list[Entry]:
     """The entries of a batch, in order. At most what a joiner takes at once."""
     entries: list[Entry] = []
-    open_: dict[Flow, Entry] = {}
+    open_: dict[Flow | None, Entry] = {}
     for packet in packets:
         _, ip = reference.parse(packet)
         assert ip is not None  # noqa: S101 (this is the tests' own)
@@ -39,7 +39,7 @@ def join(packets: list[bytes], *, tcp: bool = True, udp: bool = True) -> list[En
             open_.clear()
         flow = _flow(packet, ip)
         length = _headers(packet, ip) if {TCP: tcp, UDP: udp}.get(ip.protocol) else 0
-        entry = open_.pop(flow, None) if flow else None
+        entry = open_.pop(flow, None)
         if length and entry is not None and _continues(entry, packet, length, ip):
             if all(_checksum_right(one, ip) for one in (entry.packets[0], packet)):
                 entry.packets.append(packet)
@@ -49,7 +49,7 @@ def join(packets: list[bytes], *, tcp: bool = True, udp: bool = True) -> list[En
             if not _checksum_right(packet, ip) and _checksum_right(entry.packets[0], ip):
                 length = 0
         entries.append(Entry([packet], length))
-        if length and flow is not None and not _ends(packet, ip):
+        if length and not _ends(packet, ip):
             open_[flow] = entries[-1]
     return entries
 

@@ -1,0 +1,143 @@
+"""The C core of the udp data plane, run by tests/native/packet_driver.c, plain or under sanitizers."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import shlex
+import struct
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO
+
+from flanneld_py.udp.reference import DROPS, Vnet
+
+ROOT = Path(__file__).parents[2]
+SOURCES = [
+    ROOT / "flanneld_py" / "udp" / f"{name}.c" for name in ("packet", "table", "segment", "join", "icmp")
+]
+DRIVER = ROOT / "tests" / "native" / "packet_driver.c"
+STRICT = ["-std=c11", "-g", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
+BUILDS = {
+    "plain": ["-O3"],
+    "sanitized": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+}
+UNKNOWN = 0xFFFFFFFF
+FITS = ("whole", "fragments", "too-big")
+TCP, UDP = 1, 2
+"""What may be joined."""
+
+
+@functools.cache
+def build(how: str) -> Path:
+    """The driver, built with all warnings as errors; gone at the end of the tests."""
+    place = TemporaryDirectory(prefix="packet-core-")
+    atexit.register(place.cleanup)
+    program = Path(place.name) / how
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    flags = [*STRICT, *BUILDS[how], f"-I{SOURCES[0].parent}"]
+    built = subprocess.run(
+        [*compiler, *flags, "-o", program, DRIVER, *SOURCES], capture_output=True, text=True, check=False
+    )
+    assert built.returncode == 0, built.stderr
+    return program
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """One entry of a joiner."""
+
+    vnet: bytes
+    packet: bytes
+    """What follows the vnet header."""
+    split: list[bytes]
+
+
+class Core:
+    """The driver, running. Answers are in the terms of flanneld_py.udp.reference."""
+
+    def __init__(self, how: str) -> None:
+        self._process = subprocess.Popen([build(how)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._to: IO[bytes] = self._process.stdin
+        self._from: IO[bytes] = self._process.stdout
+
+    def close(self) -> int:
+        """Ends it, and returns its exit code: other than 0 when a sanitizer had something to say."""
+        self._to.close()
+        self._from.close()
+        return self._process.wait(timeout=30)
+
+    def _ask(self, what: str, data: bytes = b"") -> bytes:
+        self._to.write(struct.pack("<I", 1 + len(data)) + what.encode() + data)
+        self._to.flush()
+        (length,) = struct.unpack("<I", self._from.read(4))
+        return self._from.read(length)
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._ask("n").decode().split())
+
+    def open_table(self, packed: bytes) -> str:
+        """What is wrong with it; "" when it is in use now."""
+        return self._ask("t", packed).decode()
+
+    def accept(self, sender: int | None, packet: bytes) -> str | None:
+        return _reason(self._ask("a", struct.pack("<I", UNKNOWN if sender is None else sender) + packet)[0])
+
+    def route(self, packet: bytes) -> tuple[str | None, int | None]:
+        reason, peer = struct.unpack("<BI", self._ask("r", packet))
+        return _reason(reason), None if peer == UNKNOWN else peer
+
+    def fit(self, packet: bytes, vnet: Vnet, mtu: int) -> str:
+        return FITS[self._ask("f", struct.pack("<I", mtu) + vnet.pack() + packet)[0]]
+
+    def send(self, packet: bytes, vnet: Vnet) -> tuple[str | None, list[bytes]]:
+        """packet_finish, then the segments of a super-packet."""
+        answer = self._ask("s", vnet.pack() + packet)
+        return _reason(answer[0]), list(_slices(answer[1:]))
+
+    def fragments(self, packet: bytes, mtu: int) -> list[bytes]:
+        return list(_slices(self._ask("g", struct.pack("<I", mtu) + packet)))
+
+    def icmp(self, kind: int, mtu: int, packet: bytes) -> bytes:
+        return self._ask("i", struct.pack("<BI", kind, mtu) + packet)
+
+    def join(self, packets: Sequence[bytes], allowed: int = TCP | UDP) -> list[Joined]:
+        body = b"".join(struct.pack("<I", len(packet)) + packet for packet in packets)
+        slices, entries = _slices(self._ask("j", bytes([allowed]) + body)), []
+        for written in slices:
+            split = list(iter(lambda: next(slices), b""))
+            entries.append(Joined(written[:10], written[10:], split))
+        return entries
+
+    def budget(self, times: Sequence[int]) -> list[bool]:
+        return [bool(byte) for byte in self._ask("b", struct.pack(f"<{len(times)}Q", *times))]
+
+    def find_peer(self, address: bytes) -> tuple[int, bytes, bytes, int] | None:
+        """Index, address and port as on the wire, flags."""
+        answer = self._ask("p", address)
+        if len(answer) == 4:
+            return None
+        index, found, port, flags = struct.unpack("<I4s2sI", answer)
+        return index, found, port, flags
+
+    def checksum(self, data: bytes, skip: int) -> int:
+        """Of `data`, which lies `skip` bytes from an aligned address; not complemented."""
+        return int.from_bytes(self._ask("c", bytes([skip]) + bytes(skip) + data), "big")
+
+
+def _reason(number: int) -> str | None:
+    return DROPS[number] if number else None
+
+
+def _slices(data: bytes) -> Iterator[bytes]:
+    at = 0
+    while at < len(data):
+        (length,) = struct.unpack_from("<I", data, at)
+        yield data[at + 4 : at + 4 + length]
+        at += 4 + length
