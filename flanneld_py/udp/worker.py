@@ -2,7 +2,7 @@
 
 It is started by pump.py as `python -I -S worker.py PLANE TUN UDP CONTROL OFF`, where PLANE is auto, native or
 python, then three inherited descriptors, and OFF the offloads not to be used, joined by commas. It imports
-next to nothing, as packets wait meanwhile, and finds its neighbours by their files: there is no package here.
+next to nothing, as packets wait meanwhile; -S leaves it without site-packages but for the folder it lies in.
 
 Over CONTROL (SOCK_SEQPACKET) go messages of a verb of four bytes, a u32 that an answer repeats, and a body:
 
@@ -121,15 +121,16 @@ def choose(
     why = "python was asked for"
     if plane != "python":
         try:
-            native = __import__("_pump")
+            from flanneld_py.udp import _pump  # noqa: PLC0415 - it may be missing
         except ImportError as error:
             if plane == "native":
                 raise
             why = str(error)
         else:
-            return native.Pump(tun, udp, *wanted), "native", "", " ".join(native.COUNTERS)
-    python = __import__("pypump")
-    return python.Pump(tun, udp, *wanted, control), "python", why, " ".join(python.COUNTERS)
+            return _pump.Pump(tun, udp, *wanted), "native", "", " ".join(_pump.COUNTERS)
+    from flanneld_py.udp import pypump  # noqa: PLC0415 - 10 ms, mostly not needed
+
+    return pypump.Pump(tun, udp, *wanted, control), "python", why, " ".join(pypump.COUNTERS)
 
 
 def obey(pump: RunningPump, control: _socket.socket) -> None:
@@ -160,7 +161,7 @@ def main(argv: Sequence[str]) -> int:
     for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
         _signal.signal(number, _signal.SIG_IGN)
     plane, tun, udp, channel, off = argv[1], int(argv[2]), int(argv[3]), int(argv[4]), argv[5].split(",")
-    sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - pathlib takes 5 ms
+    sys.path.append(os.path.abspath(__file__).removesuffix("/flanneld_py/udp/worker.py"))  # noqa: PTH100 - 5 ms
     control = _socket.socket(fileno=channel)
     try:
         try:
