@@ -4,6 +4,7 @@
 #include "bytes.h"
 
 #define UNJOINED 0xffff /* a slot no packet of a flow has */
+_Static_assert(JOIN_SLOTS == 1 << 6, "slot_of takes 6 bits");
 
 /* What a packet is to the joiner. */
 struct candidate {
@@ -20,17 +21,23 @@ void join_reset(struct joiner *joiner, unsigned allowed)
     memset(joiner->slots, 0, sizeof joiner->slots);
 }
 
+static uint64_t load_be64(const uint8_t *p)
+{
+    return (uint64_t)load_be32(p) << 32 | load_be32(p + 4);
+}
+
+/* Multiplicative hashing (Knuth 6.4), twice: addresses, then all. */
 static uint16_t slot_of(const uint8_t *packet, const struct inner *inner, const uint8_t *ports)
 {
-    uint64_t words[4], hash = load_be32(ports) ^ (uint64_t)inner->protocol << 32;
-    if (inner->family == 4) {
-        memcpy(words, packet + IPV4_SOURCE, 8);
-        hash ^= words[0] * UINT64_C(0x9e3779b97f4a7c15);
-    } else {
-        memcpy(words, packet + IPV6_SOURCE, 32);
-        hash ^= (words[0] ^ words[2]) * UINT64_C(0x9e3779b97f4a7c15) + (words[1] ^ words[3]);
-    }
-    return (uint16_t)((hash * UINT64_C(0x9e3779b97f4a7c15)) >> 58); /* JOIN_SLOTS is 2^6 */
+    const uint64_t golden = UINT64_C(0x9e3779b97f4a7c15);
+    uint64_t addresses;
+    if (inner->family == 4)
+        addresses = load_be64(packet + IPV4_SOURCE);
+    else
+        addresses = load_be64(packet + IPV6_SOURCE) + load_be64(packet + IPV6_SOURCE + 8) * 3 +
+                    load_be64(packet + IPV6_DESTINATION) * 5 + load_be64(packet + IPV6_DESTINATION + 8) * 7;
+    uint64_t rest = load_be32(ports) ^ (uint64_t)inner->protocol << 32;
+    return (uint16_t)((((addresses * golden) ^ rest) * golden) >> 58);
 }
 
 static void look_at_tcp(struct candidate *candidate, const uint8_t *packet, const struct inner *inner)

@@ -174,13 +174,14 @@ static void run_join(const uint8_t *bytes, size_t length)
     static uint8_t *packets[JOIN_PIECES];
     size_t count = 0;
     join_reset(&joiner, bytes[0]);
-    for (size_t at = 1; at < length && count < JOIN_PIECES; count++) {
+    bool takes = true;
+    for (size_t at = 1; takes && at < length && count < JOIN_PIECES; count++) {
         struct inner inner;
         uint32_t size = number(bytes + at);
         packets[count] = copy(bytes + at + 4, size);
         at += 4 + size;
-        if (packet_parse(packets[count], size, &inner) == DROP_NONE && !join_add(&joiner, packets[count], &inner))
-            break;
+        if (packet_parse(packets[count], size, &inner) == DROP_NONE)
+            takes = join_add(&joiner, packets[count], &inner);
     }
     for (size_t i = 0; i < joiner.count; i++) {
         struct vnet vnet;

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO
 
 from flanneld_py.udp.reference import DROPS, Vnet
 
@@ -58,26 +57,27 @@ class Joined:
 
 
 class Core:
-    """The driver, running. Answers are in the terms of flanneld_py.udp.reference."""
+    """The driver, running, in every build; all must answer alike. In the terms of flanneld_py.udp.reference."""
 
-    def __init__(self, how: str) -> None:
-        self._process = subprocess.Popen([build(how)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._to: IO[bytes] = self._process.stdin
-        self._from: IO[bytes] = self._process.stdout
+    def __init__(self) -> None:
+        self._running = [
+            subprocess.Popen([build(how)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) for how in BUILDS
+        ]
 
-    def close(self) -> int:
-        """Ends it, and returns its exit code: other than 0 when a sanitizer had something to say."""
-        self._to.close()
-        self._from.close()
-        return self._process.wait(timeout=30)
+    def close(self) -> None:
+        """Ends it; fails when a sanitizer has something to say."""
+        for process in self._running:
+            process.communicate(timeout=30)
+        assert [process.returncode for process in self._running] == [0] * len(self._running)
 
     def _ask(self, what: str, data: bytes = b"") -> bytes:
-        self._to.write(struct.pack("<I", 1 + len(data)) + what.encode() + data)
-        self._to.flush()
-        (length,) = struct.unpack("<I", self._from.read(4))
-        return self._from.read(length)
+        for process in self._running:
+            assert process.stdin is not None
+            process.stdin.write(struct.pack("<I", 1 + len(data)) + what.encode() + data)
+            process.stdin.flush()
+        answers = [_answer(process) for process in self._running]
+        assert answers.count(answers[0]) == len(answers)
+        return answers[0]
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._ask("n").decode().split())
@@ -129,6 +129,13 @@ class Core:
     def checksum(self, data: bytes, skip: int) -> int:
         """Of `data`, which lies `skip` bytes from an aligned address; not complemented."""
         return int.from_bytes(self._ask("c", bytes([skip]) + bytes(skip) + data), "big")
+
+
+def _answer(process: subprocess.Popen[bytes]) -> bytes:
+    assert process.stdout is not None
+    head = process.stdout.read(4)
+    assert head, f"it ended with {process.wait(timeout=10)}"
+    return process.stdout.read(int.from_bytes(head, "little"))
 
 
 def _reason(number: int) -> str | None:
