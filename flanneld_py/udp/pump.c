@@ -30,6 +30,7 @@
 #define PARK_MS 50
 #define SEND_TIMEOUT_MS 100 /* a full send buffer holds the thread up for no longer */
 #define STACK (1 << 20)
+#define WAKE SIGUSR1 /* ends a thread's wait for packets */
 
 uint64_t pump_now(void)
 {
@@ -73,7 +74,14 @@ void batch_end(struct pump *pump, enum way way)
     struct direction *direction = &pump->ways[way];
     atomic_store_explicit(&direction->in_use, NULL, memory_order_release);
     atomic_store_explicit(&direction->busy_since, 0, memory_order_release);
-    while (atomic_load_explicit(&pump->parked, memory_order_relaxed))
+}
+
+void pump_may_read(struct pump *pump, enum way way)
+{
+    if (!atomic_load_explicit(&pump->parking, memory_order_relaxed))
+        return;
+    atomic_store(&pump->ways[way].parked, true);
+    for (;;)
         pause();
 }
 
@@ -92,20 +100,26 @@ static void free_retired(struct pump *pump)
     }
 }
 
+static void wake(int signal)
+{
+    (void)signal;
+}
+
 static const char *start_threads(struct pump *pump)
 {
     static void *(*const loops[WAYS])(void *) = {send_loop, receive_loop};
     const char *wrong = NULL;
     sigset_t all, before;
     pthread_attr_t attributes;
+    sigaction(WAKE, &(struct sigaction){.sa_handler = wake}, NULL); /* without SA_RESTART */
     sigfillset(&all);
+    sigdelset(&all, WAKE);
     pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are the main thread's */
     pthread_attr_init(&attributes);
     pthread_attr_setstacksize(&attributes, STACK);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     for (int way = 0; way < WAYS; way++) {
-        pthread_t thread;
-        if (pthread_create(&thread, &attributes, loops[way], pump) != 0) {
+        if (pthread_create(&pump->ways[way].thread, &attributes, loops[way], pump) != 0) {
             wrong = "no thread can be started";
             break;
         }
@@ -150,7 +164,7 @@ static bool prepare_tun(int tun, struct offloads *offloads, const char **what)
 {
     struct ifreq request = {0};
     int size = sizeof(struct vnet);
-    *what = "TUNGETIFF (is it a TUN device?)";
+    *what = "TUNGETIFF (is it a TUN device, and still there?)";
     if (ioctl(tun, TUNGETIFF, &request) != 0)
         return false;
     if ((request.ifr_flags & IFF_VNET_HDR) == 0) {
@@ -216,6 +230,8 @@ struct pump *pump_new(int tun, int udp, struct offloads *offloads, const char **
     pump->tun = tun;
     pump->udp = udp;
     pump->offloads = *offloads;
+    pump->icmp4 = socket(AF_INET, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_RAW);
+    pump->icmp6 = socket(AF_INET6, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_RAW);
     return pump;
 }
 
@@ -262,8 +278,15 @@ const char *pump_wait(struct pump *pump, int fd)
 void pump_park(struct pump *pump)
 {
     uint64_t end = pump_now() + PARK_MS * 1000000ull;
-    atomic_store(&pump->parked, true);
-    while (pump_now() < end && (atomic_load(&pump->ways[SEND].busy_since) != 0 ||
-                                atomic_load(&pump->ways[RECEIVE].busy_since) != 0))
+    atomic_store(&pump->parking, true);
+    for (bool parked = !pump->running; !parked && pump_now() < end;) {
+        parked = true;
+        for (int way = 0; way < WAYS; way++) {
+            if (atomic_load(&pump->ways[way].parked))
+                continue;
+            parked = false; /* again and again, as the signal may come just before the read */
+            pthread_kill(pump->ways[way].thread, WAKE);
+        }
         nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+    }
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -112,7 +113,7 @@ class _Child:
             fds = (tun, udp, its.fileno())
             argv = [sys.executable, "-I", "-S", str(WORKER), plane, *map(str, fds), ",".join(sorted(off))]
             try:
-                self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=fds)
+                self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=fds, process_group=0)
             except OSError as error:
                 ours.close()
                 raise PumpDown(f"the process that forwards packets cannot be started: {error}") from error
@@ -192,7 +193,8 @@ class _Child:
         if gently:
             with contextlib.suppress(PumpDown, ValueError):
                 self.ask(worker.STOP)
-        self.process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # the python pump is two processes
         self.process.wait()
         self._control.close()
 

@@ -52,7 +52,10 @@ def _offload_tun(tun: int, *, tso: bool, uso: bool) -> tuple[bool, bool]:
     Raises:
         OSError: it is no TUN with IFF_VNET_HDR.
     """
-    flags = struct.unpack("16sH", fcntl.ioctl(tun, TUNGETIFF, bytes(40))[:18])[1]
+    try:
+        flags = struct.unpack("16sH", fcntl.ioctl(tun, TUNGETIFF, bytes(40))[:18])[1]
+    except OSError as error:
+        raise OSError(error.errno, "TUNGETIFF (is it a TUN device, and still there?)") from error
     if not flags & IFF_VNET_HDR:
         raise OSError(errno.EINVAL, "the TUN device was opened without IFF_VNET_HDR")
     fcntl.ioctl(tun, TUNSETVNETHDRSZ, struct.pack("i", VNET.size))

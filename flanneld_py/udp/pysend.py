@@ -52,6 +52,12 @@ class Sender:
         self._buffers = [memoryview(bytearray(BUFFER)) for _ in range(PACKETS)]
         self._nowait = os.RWF_NOWAIT
         self._paths: dict[int, Path] = {}
+        self._icmp: dict[int, _socket.socket] = {}
+        for family in (_socket.AF_INET, _socket.AF_INET6):
+            try:
+                self._icmp[family] = _socket.socket(family, _socket.SOCK_RAW, _socket.IPPROTO_RAW)
+            except OSError:  # a kernel without IPv6
+                continue
         self._tokens, self._tokens_at = float(ICMP_RATE), 0.0
         self.table: Table | None = None
         self._forget_run()
@@ -246,9 +252,13 @@ class Sender:
         answer = pypacket.icmp_error(self.table, reason, mtu, packet)
         if answer is None or not self._icmp_allowed():
             return
+        # Not through the TUN: what comes from there with an address of this host is a martian, and dropped.
+        four = answer[0] >> 4 == 4
+        to = answer[16:20] if four else answer[24:40]
+        family = _socket.AF_INET if four else _socket.AF_INET6
         try:
-            os.writev(self._tun, (pypacket.PLAIN, answer))
-        except OSError:
+            self._icmp[family].sendto(answer, _socket.MSG_DONTWAIT, (_socket.inet_ntop(family, to), 0))
+        except (OSError, KeyError):
             return
         self._counts.add("icmp-errors")
 

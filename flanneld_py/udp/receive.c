@@ -175,6 +175,7 @@ void *receive_loop(void *argument)
     struct receiver *r = new_receiver(pump);
     int most = MESSAGES;
     for (;;) {
+        pump_may_read(pump, RECEIVE);
         prepare_messages(r, most);
         int number = recvmmsg(pump->udp, r->messages, (unsigned)most, MSG_WAITFORONE, NULL);
         if (number < 0) {

@@ -73,17 +73,30 @@ static struct path *path_to(struct sender *s, uint32_t address_be)
 
 /* ---- Dropping, and telling the sender ------------------------------------------------------------------------- */
 
+/* Not through the TUN: what comes from there with an address of this host is a martian, and dropped. */
+static bool send_icmp(const struct pump *pump, const uint8_t *packet, size_t length)
+{
+    if (packet[0] >> 4 == 4) {
+        struct sockaddr_in to = {.sin_family = AF_INET};
+        memcpy(&to.sin_addr, packet + 16, sizeof to.sin_addr);
+        return sendto(pump->icmp4, packet, length, MSG_DONTWAIT, (struct sockaddr *)&to, sizeof to) >= 0;
+    }
+    struct sockaddr_in6 to = {.sin6_family = AF_INET6};
+    memcpy(&to.sin6_addr, packet + 24, sizeof to.sin6_addr);
+    return sendto(pump->icmp6, packet, length, MSG_DONTWAIT, (struct sockaddr *)&to, sizeof to) >= 0;
+}
+
 static void drop(struct sender *s, enum drop reason, uint16_t mtu, const uint8_t *packet, const struct inner *inner)
 {
-    uint8_t answer[sizeof(struct vnet) + ICMP_MAX] = {0};
+    uint8_t answer[ICMP_MAX];
     enum icmp_kind kind = icmp_for(reason);
     count(&s->own->drops[reason], 1);
     if (kind == ICMP_NONE)
         return;
-    size_t length = icmp_error(s->table, kind, mtu, packet, inner, answer + sizeof(struct vnet));
+    size_t length = icmp_error(s->table, kind, mtu, packet, inner, answer);
     if (length == 0 || !icmp_allowed(&s->budget, s->now))
         return;
-    if (write(s->pump->tun, answer, sizeof(struct vnet) + length) > 0)
+    if (send_icmp(s->pump, answer, length))
         count(&s->own->counts[COUNT_ICMP_ERRORS], 1);
 }
 
@@ -400,6 +413,7 @@ void *send_loop(void *argument)
     s->nowait = true;
     bool more = false;
     for (;;) {
+        pump_may_read(pump, SEND);
         ssize_t length = read(pump->tun, s->arena, BUFFER);
         if (length < 0) {
             if (errno == EBADFD || errno == EBADF)

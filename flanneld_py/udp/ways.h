@@ -21,17 +21,20 @@ struct held {
 struct direction {
     _Alignas(64) _Atomic(struct held *) in_use; /* a hazard pointer: this table may not be freed */
     _Atomic uint64_t busy_since;                /* nanoseconds; 0: waits for packets */
+    _Atomic bool parked;                        /* reads no more */
+    pthread_t thread;
     _Atomic uint64_t counts[COUNTS_OF_TRAFFIC];
     _Atomic uint64_t drops[DROPS];
 };
 
 struct pump {
     int tun, udp, failure_fd;
+    int icmp4, icmp6; /* raw sockets, or -1 */
     struct offloads offloads;
     bool running;
     _Atomic(struct held *) current;
     struct held *retired;
-    _Atomic bool parked;
+    _Atomic bool parking;
     _Atomic(const char *) failure;
     struct direction ways[WAYS];
 };
@@ -44,7 +47,10 @@ static inline void count(_Atomic uint64_t *counter, uint64_t more)
 
 uint64_t pump_now(void); /* nanoseconds, monotonic */
 
-/* Around each batch: the table that holds for it. After pump_park, batch_begin does not return. */
+/* Before each read that may wait: does not return once pump_park was called. */
+void pump_may_read(struct pump *pump, enum way way);
+
+/* Around each batch: the table that holds for it. */
 const struct table *batch_begin(struct pump *pump, enum way way);
 void batch_end(struct pump *pump, enum way way);
 

@@ -95,8 +95,8 @@ class End:
         if self.ipv6:
             gateways += f"FLANNEL_IPV6_SUBNET=fd00:5:{number:x}::1/64\n"
             commands += [
-                f"-6 address add fd00:5:{number:x}::/128 dev {DEVICE} nodad",
-                f"-6 route add fd00:5::/32 dev {DEVICE}",
+                f"address add fd00:5:{number:x}::/128 dev {DEVICE} nodad",
+                f"route add fd00:5::/32 dev {DEVICE}",
             ]
         self.host.ip_batch(commands)
         self.host.subnet_file.write_text(f"{gateways}FLANNEL_MTU={self.mtu}\n")
