@@ -2,9 +2,10 @@
 # PYTHON=… names the interpreter .venv is made with (3.11 or newer).
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench docs install uninstall fmt clean venv tools lint types
+.PHONY: help demo test check fuzz bench docs install uninstall fmt clean venv tools lint types
 
 PY := .venv/bin/python
+SECONDS := 60
 
 # command=package that brings it: what flanneld_py.lab and the tests run
 TOOLS := etcd=etcd-server etcdctl=etcd-client ip=iproute2 bridge=iproute2 ping=iputils-ping nft=nftables
@@ -31,6 +32,10 @@ test: tools lint types ## Linters, types, and every test, with real etcd and ker
 check: lint types ## Linters, types, unit tests: under a minute, without root
 	@echo "==> unit tests"
 	@$(PY) -m pytest -q tests/unit
+
+fuzz: ## Throw broken packets at the C core of the udp data plane for SECONDS=60 (clang)
+	@.ci/prepare tools clang=clang clang=libclang-rt-dev clang=libc6-dev
+	@.ci/fuzz $(SECONDS)
 
 bench: tools venv ## Throughput and latency of each backend against plain routing, in one run (root)
 	@$(PY) -m flanneld_py.lab bench

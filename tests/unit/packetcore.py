@@ -6,6 +6,7 @@ import atexit
 import functools
 import os
 import shlex
+import shutil
 import struct
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -13,18 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
+
 from flanneld_py.udp.reference import DROPS, Vnet
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [
     ROOT / "flanneld_py" / "udp" / f"{name}.c" for name in ("packet", "table", "segment", "join", "icmp")
 ]
-DRIVER = ROOT / "tests" / "native" / "packet_driver.c"
+NATIVE = ROOT / "tests" / "native"
 STRICT = ["-std=c11", "-g", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
+SANITIZERS = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 BUILDS = {
-    "plain": ["-O3"],
-    "sanitized": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "plain": ["-O3", str(NATIVE / "packet_driver.c")],
+    "sanitized": [*SANITIZERS, str(NATIVE / "packet_driver.c")],
+    "replay": [*SANITIZERS, "-DREPLAY", str(NATIVE / "fuzz_packet.c")],
 }
+DRIVERS = ("plain", "sanitized")
 UNKNOWN = 0xFFFFFFFF
 FITS = ("whole", "fragments", "too-big")
 TCP, UDP = 1, 2
@@ -33,14 +39,16 @@ TCP, UDP = 1, 2
 
 @functools.cache
 def build(how: str) -> Path:
-    """The driver, built with all warnings as errors; gone at the end of the tests."""
+    """A program of BUILDS, with all warnings as errors; gone at the end of the tests."""
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    if shutil.which(compiler[0]) is None:
+        pytest.skip(f"there is no C compiler {compiler[0]} here")
     place = TemporaryDirectory(prefix="packet-core-")
     atexit.register(place.cleanup)
     program = Path(place.name) / how
-    compiler = shlex.split(os.environ.get("CC", "cc"))
     flags = [*STRICT, *BUILDS[how], f"-I{SOURCES[0].parent}"]
     built = subprocess.run(
-        [*compiler, *flags, "-o", program, DRIVER, *SOURCES], capture_output=True, text=True, check=False
+        [*compiler, *flags, "-o", program, *SOURCES], capture_output=True, text=True, check=False
     )
     assert built.returncode == 0, built.stderr
     return program
@@ -57,11 +65,11 @@ class Joined:
 
 
 class Core:
-    """The driver, running, in every build; all must answer alike. In the terms of flanneld_py.udp.reference."""
+    """The driver, running, plain and sanitized; both must answer alike. In the terms of reference.py."""
 
     def __init__(self) -> None:
         self._running = [
-            subprocess.Popen([build(how)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) for how in BUILDS
+            subprocess.Popen([build(how)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) for how in DRIVERS
         ]
 
     def close(self) -> None:
