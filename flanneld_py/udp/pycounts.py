@@ -4,8 +4,8 @@ from __future__ import annotations
 
 DROP_REASONS = (
     "none", "too-short", "version", "header-length", "total-length", "header-checksum", "ttl-zero",
-    "outer-source-unknown", "inner-destination", "inner-source", "ipv6-not-agreed", "no-route", "ttl-exceeded",
-    "too-big", "offload", "send-failed", "write-failed", "truncated",
+    "outer-source-unknown", "inner-destination", "inner-source", "ipv6-not-agreed", "no-route",
+    "ttl-exceeded", "too-big", "offload", "send-failed", "write-failed", "truncated",
 )  # fmt: skip
 _TRAFFIC = (
     "packets", "bytes", "super-packets", "reads", "writes", "icmp-errors", "fragmented", "offload-refused",

@@ -26,7 +26,7 @@ TYPE_CHECKING = False  # without an import of typing
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_U16, _U32 = struct.Struct(">H"), struct.Struct(">I")
+_U16, _U32, _LENGTH_SUM = struct.Struct(">H"), struct.Struct(">I"), struct.Struct(">HH")
 MOST = {TCP: 128, UDP: 64}
 """Packets of one super-packet; UDP_MAX_SEGMENTS of kernels before 6.9."""
 LONGEST = 65535
@@ -35,8 +35,10 @@ _masks: dict[tuple[bool, bool, int], int] = {}
 
 
 def _mask(four: bool, tcp: bool, length: int) -> int:
-    """Ones where the headers of a flow's packets must be equal: not in lengths, checksums, identification,
-    sequence number, PSH and FIN."""
+    """Ones where the headers of a flow's packets must be equal.
+
+    Not in lengths, checksums, identification, sequence number, PSH and FIN.
+    """
     try:
         return _masks[four, tcp, length]
     except KeyError:
@@ -87,37 +89,40 @@ class Entry:
         rest = len(packet) - self.transport
         return (self.pseudo + swapped(rest) + sum_of(packet[self.transport :])) % 65535 == 0
 
-    def extend(self, packet: memoryview) -> bool:
-        """Append a packet of the same length fields if cutting would give it again; False: it does not belong.
+    def _network_continues(self, packet: memoryview) -> bool:
+        """Its own length, checksum and identification: what is not equal in all IP headers."""
+        if self.transport == 40:
+            return (packet[4] << 8 | packet[5]) + 40 == len(packet)
+        if packet[2] << 8 | packet[3] != len(packet) or sum_of(packet[:20]):
+            return False
+        expected = self.identification
+        return expected < 0 or _U16.unpack_from(packet, 4)[0] == expected + self.count & 0xFFFF
 
-        It need not have been checked before: what is equal here was checked in the first one.
+    def extend(self, packet: memoryview) -> bool:
+        """Append a packet of this flow if cutting would give it again; False: it is not the next one.
+
+        It need not have been checked before: what is equal was checked in the first one.
         """
-        header, transport, length = self.header, self.transport, len(packet)
-        if not self.open or length <= header or length - header > self.size:
-            return False
-        if int.from_bytes(packet[:header], "little") & self.mask != self.masked:
-            return False
-        if self.count == MOST[self.protocol] or header + self.payload + length - header > LONGEST:
-            return False
-        if transport == 20:
-            if packet[2] << 8 | packet[3] != length or sum_of(packet[:20]):
-                return False
-            if 0 <= self.identification != _U16.unpack_from(packet, 4)[0] - self.count & 0xFFFF:
-                return False
-        elif (packet[4] << 8 | packet[5]) + 40 != length:
-            return False
-        last = length - header < self.size
-        if self.protocol == TCP:
-            if _U32.unpack_from(packet, transport + 4)[0] != self.sequence:
-                return False
-            last = last or packet[transport + 13] & PSH_FIN != 0
-        elif _U16.unpack_from(packet, transport + 4)[0] != length - transport or not (
-            packet[transport + 6] or packet[transport + 7]
+        header, transport, payload = self.header, self.transport, len(packet) - self.header
+        if (
+            not self.open
+            or not 0 < payload <= self.size
+            or int.from_bytes(packet[:header], "little") & self.mask != self.masked
+            or self.count == MOST[self.protocol]
+            or header + self.payload + payload > LONGEST
+            or not self._network_continues(packet)
         ):
             return False
-        if not self.verified:
+        if self.protocol == TCP:
+            last = payload < self.size or packet[transport + 13] & PSH_FIN != 0
+            follows = _U32.unpack_from(packet, transport + 4)[0] == self.sequence
+        else:
+            last = payload < self.size
+            length, field = _LENGTH_SUM.unpack_from(packet, transport + 4)
+            follows = length == payload + 8 and field != 0
+        if follows and not self.verified:
             self.verified = self.open = self._right(self.first)
-        if not self.verified or not self._right(packet):
+        if not follows or not self.verified or not self._right(packet):
             return False
         self._append(packet, last)
         return True
@@ -171,14 +176,14 @@ def _headers(packet: memoryview, tcp_too: bool, udp_too: bool) -> tuple[int, int
         if transport + 20 <= header < length and packet[transport + 13] & ~PSH_FIN & 0xFF == ACK:
             return transport, protocol, header
     elif plain and protocol == UDP and udp_too and length > transport + 8:
-        rest, field = _U16.unpack_from(packet, transport + 4)[0], packet[transport + 6 : transport + 8]
-        if rest == length - transport and field != b"\0\0":
+        rest, field = _LENGTH_SUM.unpack_from(packet, transport + 4)
+        if rest == length - transport and field:
             return transport, protocol, transport + 8
     return transport, protocol, 0
 
 
 class Joiner:
-    """The packets of a batch in the order they came; entries are written in order, so no flow is reordered."""
+    """The packets of a batch as they came; entries are written in order, so no flow is reordered."""
 
     def __init__(self, *, tcp: bool, udp: bool) -> None:
         self._tcp, self._udp = tcp, udp

@@ -54,19 +54,16 @@ def checksum(total: int) -> bytes:
 def parse(packet: Buffer) -> str | None:
     """Why it is no packet: lengths and version. None when it is one."""
     length = len(packet)
-    if length < 20:
-        return "too-short"
-    first = packet[0]
-    if first >> 4 == 4:
-        header = (first & 15) * 4
+    version = packet[0] >> 4 if length >= 20 else 0
+    if version == 4:
+        header, total = (packet[0] & 15) * 4, packet[2] << 8 | packet[3]
         if header < 20 or header > length:
             return "header-length"
-        return None if packet[2] << 8 | packet[3] == length else "total-length"
-    if first >> 4 != 6:
-        return "version"
-    if length < 40:
-        return "too-short"
-    return None if (packet[4] << 8 | packet[5]) + 40 == length else "total-length"
+    elif version == 6 and length >= 40:
+        total = (packet[4] << 8 | packet[5]) + 40
+    else:
+        return "too-short" if length < 20 or version == 6 else "version"
+    return None if total == length else "total-length"
 
 
 def header_length(packet: Buffer) -> int:
@@ -85,6 +82,11 @@ def accept(table: Table, sender: int | None, packet: Buffer) -> str | None:
         return "ttl-zero"
     if sender is None:
         return "outer-source-unknown"
+    return _refused(table, sender, packet, four)
+
+
+def _refused(table: Table, sender: int, packet: Buffer, four: bool) -> str | None:
+    """Why a peer may not send this, from and to these addresses."""
     if not table.is_ours(bytes(packet[16:20] if four else packet[24:40])):
         return "inner-destination"
     if not table.may_send(sender, bytes(packet[12:16] if four else packet[8:24])):

@@ -197,8 +197,8 @@ class Pump:
     def _tell(self, message: list[bytes], attached: list[tuple[int, int, bytes]]) -> None:
         try:
             self._channel.sendmsg(message, attached, _socket.MSG_NOSIGNAL | _socket.MSG_DONTWAIT)
-        except OSError:  # it ended, which wait() will see; or it hangs, which the counters show
-            pass
+        except OSError:
+            return  # it ended, which wait() will see; or it hangs, which the counters show
 
 
 def _receive(receiver: Receiver, udp: int, channel: _socket.socket) -> int:

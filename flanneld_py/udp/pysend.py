@@ -1,4 +1,4 @@
-"""TUN → UDP in pypump.py: super-packets are cut, and what goes to one peer in equal sizes leaves in one send."""
+"""TUN → UDP in pypump.py: super-packets are cut; equal sizes to one peer leave in one send."""
 
 from __future__ import annotations
 
@@ -97,7 +97,6 @@ class Sender:
         if length <= pypacket.VNET.size or length == BUFFER:
             self._counts.drop("truncated" if length == BUFFER else "too-short")
             return
-        flags, gso_type, _, size, start, offset = pypacket.VNET.unpack_from(buffer)
         packet = buffer[pypacket.VNET.size : length]
         assert self.table is not None  # noqa: S101 - forwarding begins with the first one
         reason, peer = pypacket.route(self.table, packet)
@@ -107,32 +106,40 @@ class Sender:
         path = self._paths.get(peer)
         if path is None:
             path = self._paths[peer] = Path()
+        reason = self._pass_on(peer, path, pypacket.VNET.unpack_from(buffer), packet)
+        if reason is not None:
+            self._drop(reason, path.mtu, packet)
+
+    def _pass_on(
+        self, peer: int, path: Path, vnet: tuple[int, int, int, int, int, int], packet: memoryview
+    ) -> str | None:
+        """A packet with a route, whole or cut; why not."""
+        flags, gso_type, _, size, start, offset = vnet
         cut = None
+        longest = len(packet)
         if gso_type != pypacket.GSO_NONE:
             cut = pypacket.super_headers(packet, gso_type, size)
             if cut is None or (flags & pypacket.NEEDS_CSUM and start != cut[0]):
-                self._counts.drop("offload")
-                return
-        narrow = path.mtu if path.mtu_until > self._now else RUN_BYTES + BUFFER
-        longest = len(packet) if cut is None else min(len(packet), cut[1] + size)
-        if longest > narrow and not pypacket.may_fragment(packet):
-            self._drop("too-big", path.mtu, packet)
-            return
+                return "offload"
+            longest = min(longest, cut[1] + size)
+        narrow = path.mtu_until > self._now and longest > path.mtu
+        if narrow and not pypacket.may_fragment(packet):
+            return pypacket.TOO_BIG
         if not pypacket.finish(packet, flags, gso_type, start, offset):
-            self._counts.drop("offload")
-            return
+            return "offload"
         if cut is None:
-            if longest > narrow:
-                self._send_narrow(peer, path, packet)
-            else:
-                self._push(peer, path, (packet,), len(packet))
-            return
+            self._push_or_fragment(peer, path, (packet,), narrow)
+            return None
         self._counts.add("super-packets")
-        for header, payload in pypacket.segments(packet, gso_type, size, *cut):
-            if longest > narrow:
-                self._send_narrow(peer, path, memoryview(header + payload))
-            else:
-                self._push(peer, path, (header, payload), len(header) + len(payload))
+        for segment in pypacket.segments(packet, gso_type, size, *cut):
+            self._push_or_fragment(peer, path, segment, narrow)
+        return None
+
+    def _push_or_fragment(self, peer: int, path: Path, pieces: Sequence[Buffer], narrow: bool) -> None:
+        if narrow:
+            self._send_narrow(peer, path, memoryview(bytearray(b"".join(pieces))))
+        else:
+            self._push(peer, path, pieces, sum(map(len, pieces)))
 
     # --- runs of packets of equal size to one peer ---
 

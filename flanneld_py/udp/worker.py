@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     class RunningPump(Protocol):
         """What _pump.Pump and pypump.Pump have in common."""
 
-        offloads: tuple[str, ...]
+        @property
+        def offloads(self) -> Sequence[str]:
+            """Those of OFFLOADS that are in use."""
 
         def wait(self, control: int) -> str | None:
             """Forward until `control` can be read; or say why nothing can be forwarded."""
@@ -117,7 +119,7 @@ def choose(
         ImportError: the native one is demanded and cannot be loaded.
         OSError: these descriptors are not what they should be.
     """
-    wanted = [name not in off for name in OFFLOADS]
+    tso, uso, udp_segment, udp_gro = (name not in off for name in OFFLOADS)
     why = "python was asked for"
     if plane != "python":
         try:
@@ -127,10 +129,16 @@ def choose(
                 raise
             why = str(error)
         else:
-            return _pump.Pump(tun, udp, *wanted), "native", "", " ".join(_pump.COUNTERS)
+            return (
+                _pump.Pump(tun, udp, tso, uso, udp_segment, udp_gro),
+                "native",
+                "",
+                " ".join(_pump.COUNTERS),
+            )
     from flanneld_py.udp import pypump  # noqa: PLC0415 - 10 ms, mostly not needed
 
-    return pypump.Pump(tun, udp, *wanted, control), "python", why, " ".join(pypump.COUNTERS)
+    pump = pypump.Pump(tun, udp, tso, uso, udp_segment, udp_gro, control)
+    return pump, "python", why, " ".join(pypump.COUNTERS)
 
 
 def obey(pump: RunningPump, control: _socket.socket) -> None:

@@ -61,7 +61,7 @@ class PlainPeer:
 
     def _forward(self) -> None:
         while True:
-            ready, _, _ = select.select([self._tun, self._udp, self._ending], [], [])
+            ready, _, _ = select.select([self._tun, self._udp.fileno(), self._ending], [], [])
             if self._ending in ready:
                 return
             with contextlib.suppress(BlockingIOError):

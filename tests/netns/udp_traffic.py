@@ -28,7 +28,8 @@ LOST_AFTER = 5.0
 def ones_sum(data: bytes) -> int:
     """RFC 1071, word by word."""
     data += b"\0" * (len(data) % 2)
-    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    words: tuple[int, ...] = struct.unpack(f">{len(data) // 2}H", data)
+    total = sum(words)
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total
