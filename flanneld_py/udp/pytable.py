@@ -59,8 +59,11 @@ class Table:
             at += size * count
         self.mtu, self.source_check = mtu, check
         first4, last4, address4 = struct.unpack_from("<III", data, 32)
+        first6, last6 = _big(data[44:60]), _big(data[60:76])
+        if first4 > last4 or first6 > last6:
+            raise ValueError("own subnet: ends before it begins")
         self.own4 = (first4, last4) if families & 1 else None
-        self.own6 = (_big(data[44:60]), _big(data[60:76])) if families & 2 else None
+        self.own6 = (first6, last6) if families & 2 else None
         self.address4 = address4.to_bytes(4, "big") if families & 1 else None
         self.address6 = data[76:92] if families & 2 else None
         self._read_peers(parts[0])
