@@ -156,6 +156,14 @@ static bool continues(const struct joined *entry, const struct candidate *candid
            network_continues(entry, packet) && transport_continues(entry, packet);
 }
 
+/* Most packets are alone in their batch: the first one's checksum is looked at when a second one comes. */
+static bool head_verified(struct joined *entry)
+{
+    if (!entry->verified)
+        entry->verified = transport_checksum_right(entry->packet, entry->family, entry->protocol, entry->length);
+    return entry->verified;
+}
+
 static void append_piece(struct joiner *joiner, struct joined *entry, const uint8_t *packet,
                          const struct candidate *candidate)
 {
@@ -211,16 +219,8 @@ bool join_add(struct joiner *joiner, const uint8_t *packet, const struct inner *
         return true;
     }
     struct joined *entry = &joiner->entries[open - 1];
-    bool joins = continues(entry, &candidate, packet, inner);
-    if (joins && !entry->verified) {
-        entry->verified = transport_checksum_right(entry->packet, entry->family, entry->protocol, entry->length);
-        joins = entry->verified;
-    }
-    if (joins && !transport_checksum_right(packet, inner->family, inner->protocol, inner->length)) {
-        candidate.header_length = 0;
-        joins = false;
-    }
-    if (!joins) {
+    if (!continues(entry, &candidate, packet, inner) || !head_verified(entry) ||
+        !transport_checksum_right(packet, inner->family, inner->protocol, inner->length)) {
         begin_entry(joiner, packet, inner, &candidate);
         return true;
     }

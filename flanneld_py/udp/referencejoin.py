@@ -41,13 +41,10 @@ def join(packets: list[bytes], *, tcp: bool = True, udp: bool = True) -> list[En
         length = _headers(packet, ip) if {TCP: tcp, UDP: udp}.get(ip.protocol) else 0
         entry = open_.pop(flow, None)
         if length and entry is not None and _continues(entry, packet, length, ip):
-            if all(_checksum_right(one, ip) for one in (entry.packets[0], packet)):
-                entry.packets.append(packet)
-                if entry.payload(-1) == entry.payload(0) and not _ends(packet, ip):
-                    open_[flow] = entry
-                continue
-            if not _checksum_right(packet, ip) and _checksum_right(entry.packets[0], ip):
-                length = 0
+            entry.packets.append(packet)
+            if entry.payload(-1) == entry.payload(0) and not _ends(packet, ip):
+                open_[flow] = entry
+            continue
         entries.append(Entry([packet], length))
         if length and not _ends(packet, ip):
             open_[flow] = entries[-1]
@@ -85,12 +82,14 @@ def _checksum_right(packet: bytes, ip: Ip) -> bool:
 
 
 def _continues(entry: Entry, packet: bytes, length: int, ip: Ip) -> bool:
-    """Cutting the entry with this packet gives this packet."""
+    """Checksums are right, and cutting the entry with this packet gives this packet."""
     most = MOST_SEGMENTS if ip.protocol == TCP else MOST_DATAGRAMS
     together = entry.header_length + sum(map(entry.payload, range(len(entry.packets)))) + len(packet) - length
     if length != entry.header_length or len(packet) - length > entry.payload(0):
         return False
     if len(entry.packets) >= most or together > LONGEST:
+        return False
+    if not all(_checksum_right(one, ip) for one in (entry.packets[0], packet)):
         return False
     joined = reference.segments(merge([*entry.packets, packet], length), _vnet(entry, ip))
     if joined is None:

@@ -256,3 +256,11 @@ def test_fragments_are_not_overtaken(core: Core) -> None:
     first, second = sender.next(), sender.next()
     later = packets.ipv4(A, OURS, UDP, b"later part of a datagram", field=0x0010)
     assert [entry.packet for entry in core.join([first, later, second])] == [first, later, second]
+
+
+def test_a_datagram_without_checksum_stays_without(core: Core) -> None:
+    """Also where its checksum would have worked out at 0, so that the sum over the datagram is right."""
+    one = packets.without_sum(packets.ipv4(A, OURS, UDP, packets.udp(bytes(20)), field=0x4000))
+    bare = reference.put16(one, 26, 0)
+    assert [len(entry.split) for entry in core.join([one, one, one])] == [3]
+    assert [entry.packet for entry in core.join([bare, bare, bare])] == [bare] * 3

@@ -172,10 +172,8 @@ def test_ttl_is_decremented_for_every_checksum(core: Core) -> None:
 
 def test_udp_checksum_that_is_zero_is_sent_as_ones(core: Core) -> None:
     """The kernel leaves the checksum to us; 0 would say that there is none (RFC 768)."""
-    for payload in (n.to_bytes(2, "big") for n in range(65536)):
-        packet = packets.complete(packets.ipv4(A, B, UDP, packets.udp(payload)), UDP)
-        if packet[26:28] == b"\xff\xff":
-            break
+    packet = packets.without_sum(packets.ipv4(A, B, UDP, packets.udp(b"--")))
+    assert packet[26:28] == b"\xff\xff"
     pseudo = sum(reference.be16(packet, at) for at in (12, 14, 16, 18)) + UDP + 10
     partial = reference.put16(packet, 26, pseudo % 65535)
     _, (sent,) = core.send(partial, Vnet(reference.NEEDS_CSUM, 0, 0, 0, 20, 6))
