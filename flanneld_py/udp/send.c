@@ -24,6 +24,7 @@
 #define RUN_BYTES 65507       /* of one send */
 #define PATHS 256             /* remembered, by a hash of the address; a collision only forgets */
 #define LAST_RUNS 64          /* remembered, likewise */
+#define SILENCE_NS 50000       /* between two batches: no flood that gains by waiting for the next packet */
 #define PATH_MTU_NS 1000000000 /* then the kernel is asked again, which remembers it for ten minutes */
 
 /* Packets of equal size to one peer, of which only the last may be shorter: one send. */
@@ -384,8 +385,8 @@ static ssize_t read_more(struct sender *s, uint8_t *bytes)
     return read(s->pump->tun, bytes, BUFFER);
 }
 
-/* Takes what else there is; returns whether there may be more. */
-static bool take_more(struct sender *s, size_t used)
+/* Takes what else there is, up to a limit. */
+static void take_more(struct sender *s, size_t used)
 {
     for (int packets = 1; packets < PACKETS; packets++) {
         if (used + BUFFER > ARENA) {
@@ -394,12 +395,11 @@ static bool take_more(struct sender *s, size_t used)
         }
         ssize_t length = read_more(s, s->arena + used);
         if (length <= 0)
-            return false;
+            return;
         count(&s->own->counts[COUNT_READS], 1);
         take(s, s->arena + used, (size_t)length);
         used += ((size_t)length + 63) & ~(size_t)63;
     }
-    return true;
 }
 
 void *send_loop(void *argument)
@@ -411,7 +411,6 @@ void *send_loop(void *argument)
     s->pump = pump;
     s->own = &pump->ways[SEND];
     s->nowait = true;
-    bool more = false;
     for (;;) {
         pump_may_read(pump, SEND);
         ssize_t length = read(pump->tun, s->arena, BUFFER);
@@ -423,11 +422,12 @@ void *send_loop(void *argument)
             continue;
         }
         s->table = batch_begin(pump, SEND);
+        uint64_t before = s->now;
         s->now = pump_now();
         count(&s->own->counts[COUNT_READS], 1);
-        if (take(s, s->arena, (size_t)length) && !more)
-            flush(s); /* after a silence the first packet does not wait for others */
-        more = take_more(s, ((size_t)length + 63) & ~(size_t)63);
+        if (take(s, s->arena, (size_t)length) && s->now - before > SILENCE_NS)
+            flush(s); /* its receiver may be waiting: it does not wait for others */
+        take_more(s, ((size_t)length + 63) & ~(size_t)63);
         flush(s);
         batch_end(pump, SEND);
     }
