@@ -30,7 +30,7 @@ check: lint types ## Linters, types, unit tests: under a minute, without root
 	@echo "==> unit tests"
 	@$(PY) -m pytest -q tests/unit
 
-bench: tools venv ## Throughput and latency of each backend against plain routing, in one run (root)
+bench: tools venv ## Throughput and latency of each backend, and what the CNI plugin adds, in one run (root)
 	@$(PY) -m flanneld_py.lab bench
 
 docs: venv ## Write docs/configuration.md anew from the code's tables
