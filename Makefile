@@ -37,7 +37,7 @@ fuzz: ## Throw broken packets at the C core of the udp data plane for SECONDS=60
 	@.ci/prepare tools clang=clang clang=libclang-rt-dev clang=libc6-dev
 	@.ci/fuzz $(SECONDS)
 
-bench: tools venv ## Throughput and latency of each backend against plain routing, in one run (root)
+bench: tools venv ## Throughput and latency of each backend, and what the CNI plugin adds, in one run (root)
 	@$(PY) -m flanneld_py.lab bench
 
 docs: venv ## Write docs/configuration.md anew from the code's tables

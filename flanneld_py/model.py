@@ -302,7 +302,14 @@ class OwnLease:
 # --- desired and actual ---------------------------------------------------------------------------
 
 ROUTE_PROTOCOL = 96
-"""rtm_protocol of every route and nexthop object of ours; 96 is not assigned in linux/rtnetlink.h."""
+"""rtm_protocol of every route of ours; 96 is not assigned in linux/rtnetlink.h."""
+
+NEXTHOP_PROTOCOL = 2
+"""nh_protocol of every nexthop object of ours: RTPROT_KERNEL, though the kernel makes none by itself.
+
+systemd-networkd removes those of all others from an interface that it manages, and before version 256 has no
+setting against that.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,6 +392,13 @@ Table: TypeAlias = Literal[
 Verb: TypeAlias = Literal["set", "del"]
 
 
+class Room(NamedTuple):
+    """What another link has to make room for."""
+
+    name: str
+    link: Link
+
+
 class Op(NamedTuple):
     """One step of a plan."""
 
@@ -392,7 +406,7 @@ class Op(NamedTuple):
     table: Table
     key: Any
     value: Any = None
-    """For `set`: the row as it shall be."""
+    """For `set`: the row as it shall be; for `del` of a link: the Room that is made, if it is for another."""
 
 
 class Outcome(NamedTuple):

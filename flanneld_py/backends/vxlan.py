@@ -45,7 +45,11 @@ KERNEL_PORT = 8472
 KEYS = (
     Key("VNI", "1", "VXLAN network identifier: 1 to 9999999, with IPv6 to 9999; devices are `flannel.<VNI>`"),
     Key("Port", "8472", "UDP port; 0 is the default, too"),
-    Key("MTU", "0", "what to assume below the overlay, 576 (IPv6: 1350) to 65535; 0: the interface's own"),
+    Key(
+        "MTU",
+        "0",
+        "of the path between hosts, 576 (IPv6: 1350) to 65535; never above the interface's, which 0 means",
+    ),
     Key("GBP", "false", "carry group based policy marks"),
     Key("Learning", "false", "let the kernel learn addresses from packets"),
     Key("DirectRouting", "false", "plain routes to hosts on a network that this host is part of"),
@@ -170,6 +174,9 @@ class Vxlan:
             if host.ipv6 and self._room(host, family) >= IPV6_MIN_MTU:
                 # A router advertisement inside the overlay must not give the host a default route.
                 sysctls[f"net/ipv6/conf/{dev}/accept_ra"] = "0"
+                if family == 6:
+                    # A host may disable IPv6 for whatever interface comes, and enable it where it is wanted.
+                    sysctls[f"net/ipv6/conf/{dev}/disable_ipv6"] = "0"
             if offload is not None:
                 offloads[dev] = offload
         return State(links=links, sysctls=sysctls, offloads=offloads, addrs=addrs)

@@ -82,7 +82,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "list",
             "",
             "Interface (name or IP) for traffic between hosts; repeatable, the first that fits is used. "
-            "Default: that of the default route.",
+            "Default: on a host new to the overlay the one by which etcd is reached, and then that again; "
+            "else that of the default route.",
         ),
         Flag(
             "iface-regex",

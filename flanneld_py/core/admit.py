@@ -61,7 +61,7 @@ def admit(
     here = _here(own, config, host, backend_type)
     holders: list[Record] = []
     rejected: dict[str, str] = {}
-    for record in _by_age(snapshot, own, departed):
+    for record in _by_age(snapshot, own, departed, here.addresses):
         # A reservation that waits for its host keeps its subnet, and there is nobody to reach.
         vacant = is_vacant(record, backend_type)
         reason = _unusable(record, here) or (None if vacant else _unfit(record, here)) or taken.clash(record)
@@ -78,10 +78,21 @@ def admit(
     return Peers(accepted, known, _shared_addresses(accepted, snapshot))
 
 
-def _by_age(snapshot: Snapshot, own: Record | None, departed: Collection[Record]) -> Iterator[Record]:
-    """The others' records, oldest first, and after them those that have gone."""
+def _by_age(
+    snapshot: Snapshot, own: Record | None, departed: Collection[Record], here: Collection[IPAddress]
+) -> Iterator[Record]:
+    """The others' records, oldest first, and after them those that have gone.
+
+    One with our node id and an address of this host (`here`) is ours too: the one that we are about to hold,
+    or have held.
+    """
     own_key, own_id = ("", "") if own is None else (own.key, own.node_id)
-    living = [record for record in snapshot.records.values() if record.key != own_key]
+    living = [
+        record
+        for record in snapshot.records.values()
+        if record.key != own_key
+        and not (own_id and record.node_id == own_id and any(ip in here for ip in record.public_ips.values()))
+    ]
     gone = [r for r in departed if r.key not in snapshot.records and (not r.node_id or r.node_id != own_id)]
     yield from sorted(living, key=_age)
     yield from sorted(gone, key=_age)
@@ -158,7 +169,8 @@ def _here(own: Record | None, config: NetworkConfig, host: Host | None, backend_
     if host is None:
         return _Here(scopes, backend_type)
     nets = [net for net in host.local_networks if net.version == 4 and net.prefixlen < 31]
-    addresses = host.local_addresses.union(host.external.public.values())
+    # Not what a flag wants to be published, should another host hold that yet.
+    addresses = host.local_addresses.union(own.public_ips.values() if own is not None else ())
     return _Here(scopes, backend_type, "this host's", addresses, {net.broadcast_address: net for net in nets})
 
 

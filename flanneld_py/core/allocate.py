@@ -17,6 +17,7 @@ from flanneld_py.core.leasedecision import (
     Move,
     Release,
     Rename,
+    Restore,
     Wait,
     Wish,
 )
@@ -56,10 +57,9 @@ def decide_lease(config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wi
     twins = _twins(snapshot, host, wish)
     if ours:
         return _decide_own(ours, twins, config, snapshot, host, wish, rng)
-    if wish.held is not None and is_compatible(wish.held, config):
-        lost = _decide_lost(wish.held, config, snapshot, host, wish)
-        if lost is not None:
-            return lost
+    lost = _decide_missing(config, snapshot, host, wish)
+    if lost is not None:
+        return lost
     if twins:
         return _cloned(twins[0], host, wish)
     namesake = _namesake(config, snapshot, host, wish)
@@ -171,7 +171,24 @@ def _decide_own(
         return replace(_address_conflict(rivals[0], wish), held=held)
     if twins and twins[0].create_revision < first.create_revision and not wish.fixed_id:
         return _cloned(twins[0], host, wish)
-    return _keep_or_adopt(first, host, wish)
+    if wish.held is not None and _is_outlived(first, wish.held, config, snapshot):
+        found: Decision = Move(first, wish.record(wish.held.subnets, host.node_id))
+    else:
+        found = _keep_or_adopt(first, host, wish)
+    return found
+
+
+def _is_outlived(own: Record, held: Record, config: NetworkConfig, snapshot: Snapshot) -> bool:
+    """Whether our record is of a time before the lease that this process holds, which nobody else has.
+
+    Etcd was restored from a backup: containers have addresses of the lease that it does not know.
+    """
+    return (
+        own.etcd_lease != 0
+        and held.key not in snapshot.records
+        and is_compatible(replace(held, etcd_lease=own.etcd_lease), config)
+        and not any(overlap(held.subnets, other) for other in taken_besides(own, snapshot, config))
+    )
 
 
 def _yield(own: Record, other: Record) -> Release | Conflict:
@@ -269,6 +286,14 @@ def _keep_or_adopt(record: Record, host: Host, wish: Wish) -> Decision:
 # --- what we have lost ----------------------------------------------------------------------------
 
 
+def _decide_missing(config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish) -> Decision | None:
+    """When our record is not there; None: another subnet may be had."""
+    garbled = _garbled(config, snapshot, host, wish)
+    if garbled is not None or wish.held is None or not is_compatible(wish.held, config):
+        return garbled
+    return _decide_lost(wish.held, config, snapshot, host, wish)
+
+
 def _decide_lost(
     held: Record, config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish
 ) -> Decision | None:
@@ -300,6 +325,24 @@ def _decide_lost(
                 "itself)",
             )
     return None
+
+
+def _garbled(config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish) -> Restore | None:
+    """Our record of this or the last run, when what somebody has written over it cannot be read.
+
+    Hosts that could read it before keep us as their peer by it, and take us for somebody else elsewhere.
+    """
+    held = wish.held
+    key, lease = (wish.last_key, wish.etcd_lease) if held is None else (held.key, held.etcd_lease)
+    if not key or key not in snapshot.bad or key in snapshot.records or key in wish.foreign:
+        return None
+    wanted = replace(wish.record(parse_key(key), host.node_id), etcd_lease=lease)
+    complete = all(wish.public_ips.get(family) is not None for family, _ in wanted.subnets.items())
+    disputed = any(
+        overlap(record.subnets, wanted.subnets) and may_be_leased(record.subnets, config)
+        for record in snapshot.records.values()
+    )
+    return Restore(wanted) if complete and not disputed else None
 
 
 def _unreadable_holder(held: Record, config: NetworkConfig, snapshot: Snapshot) -> Wait | None:

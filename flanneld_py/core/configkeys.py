@@ -45,10 +45,12 @@ KEYS = (
 
 def unknown_keys(config: NetworkConfig, backend_keys: Iterable[Key]) -> Iterator[str]:
     """A line for each key that nothing reads, with the nearest name that something would."""
+    options_there_are = [key.name for key in backend_keys]
+    in_backend = {name.casefold(): f"Backend.{name}" for name in options_there_are}
     for key, nearest in _nearest(config.unknown_keys, [key.name for key in KEYS]):
-        yield _stranger(key, nearest, "nothing reads it")
+        yield _stranger(key, in_backend.get(key.casefold(), nearest), "nothing reads it")
     spelled = [config.option_spelling.get(key, key) for key in config.backend_options]
-    for key, nearest in _nearest(spelled, [key.name for key in backend_keys]):
+    for key, nearest in _nearest(spelled, options_there_are):
         yield _stranger(key, nearest, f"{config.backend_type} has no such option", "Backend.")
 
 

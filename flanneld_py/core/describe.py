@@ -24,7 +24,7 @@ NOUNS: dict[Table, str] = {
 
 def describe(op: Op) -> str:
     """One line: `set route 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink`."""
-    parts = (op.verb, NOUNS[op.table], *_ROWS[op.table](op.key, op.value))
+    parts = (op.verb, NOUNS[op.table], *_ROWS[op.table](op.key, op.value if op.verb == "set" else None))
     return " ".join(part for part in parts if part)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from ipaddress import ip_address
+from itertools import chain
 
 from flanneld_py.core.ownership import link_alias
 from flanneld_py.core.records import why_unreachable
@@ -336,11 +337,14 @@ def address_of(text: str) -> IPAddress | None:
 
 def _advice(facts: HostFacts, most: int = 20) -> str:
     """What the host has, and the flag to set."""
+    # The overlay itself is never what carries it.
+    links = [link for link in facts.links if not is_loopback(link) and link.kind != "vxlan"]
+    # Nor is a bridge, but for one that leads out of the host: the others are for containers.
+    routed = {*facts.default_devices.values(), *chain(*facts.default_devices_besides.values())}
+    leading_out = [link for link in links if link.kind != "bridge" or link.name in routed]
     candidates = [
         f"{link.name} ({', '.join(str(held.address.ip) for held in link.addresses) or 'no address'})"
-        for link in facts.links
-        # The overlay itself is never what carries it.
-        if not is_loopback(link) and link.kind != "vxlan"
+        for link in leading_out or links
     ]
     if not candidates:
         return "; this host has no interface but loopback: set one up, then name it with --iface"

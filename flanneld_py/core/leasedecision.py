@@ -26,6 +26,9 @@ class Adopt:
     record: Record
     wanted: Record
 
+    def __str__(self) -> str:
+        return f"{self.record.key} is to be written anew"
+
 
 @dataclass(frozen=True, slots=True)
 class Move:
@@ -33,6 +36,9 @@ class Move:
 
     record: Record
     wanted: Record
+
+    def __str__(self) -> str:
+        return f"another lease is to take the place of {self.record.key}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +48,31 @@ class Release:
     record: Record
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.record.key} is to be given back"
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
     """Create `wanted`, guarded by the key not existing."""
 
     wanted: Record
+
+    def __str__(self) -> str:
+        return "a lease is to be claimed"
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Write `wanted` over what cannot be read at its key, which is ours, under its etcd lease or a new one.
+
+    Unless somebody else keeps that key alive, which only etcd can tell.
+    """
+
+    wanted: Record
+
+    def __str__(self) -> str:
+        return f"{self.wanted.key}, which cannot be read, is to be restored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +112,9 @@ class End:
     fix: str
 
 
-Decision: TypeAlias = Keep | Adopt | Move | Release | Claim | Rename | Conflict | Wait | End
+Write: TypeAlias = Adopt | Move | Release | Claim | Restore
+"""What changes the registry; as text it says what is to become of which key."""
+Decision: TypeAlias = Write | Keep | Rename | Conflict | Wait | End
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +136,8 @@ class Wish:
     """What this process last wrote, or tried to without learning what became of it."""
     silent: frozenset[str] = frozenset()
     """Keys of records whose owner has stopped renewing."""
+    foreign: frozenset[str] = frozenset()
+    """Keys whose values cannot be read, and that somebody else keeps alive."""
     fixed_id: bool = False
     """The node id was given by the operator: two hosts with it are his to tell apart."""
     on_loss: OnLoss = "hold"

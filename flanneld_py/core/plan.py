@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from flanneld_py.model import Link, NextHop, Op, Route, State, Table
+from flanneld_py.model import Link, NextHop, Op, Room, Route, State, Table
 
 SET_ORDER: tuple[Table, ...] = (
     "links",
@@ -36,9 +36,9 @@ MISSING = object()
 
 def plan(want: State, have: State) -> list[Op]:
     """The ops that turn `have` into `want`; empty when they are equal."""
-    in_the_way = [name for name in have.links if _is_in_the_way(name, have, want)]
+    in_the_way = {name: room for name in have.links if (room := _room(name, have, want)) is not None}
     gone = [name for name in have.links if name not in want.links and name not in in_the_way]
-    ops = [Op("del", "links", name) for name in in_the_way]
+    ops = [Op("del", "links", name, room) for name, room in in_the_way.items()]
     replaced = [name for name, link in want.links.items() if _is_replaced(name, link, have)]
     rest = without_devices(have, {*in_the_way, *gone, *replaced})
     for table in SET_ORDER:
@@ -175,12 +175,14 @@ def _route_referents(route: Route, want: State) -> Iterator[tuple[Table, Any]]:
         yield "fdb", (hop.dev, mac)
 
 
-def _is_in_the_way(name: str, have: State, want: State) -> bool:
+def _room(name: str, have: State, want: State) -> Room | None:
+    """The wanted link that cannot be made while the one of this name stands."""
     link = have.links[name]
     if name in want.links:
         new = want.links[name]
-        return must_recreate(link, new) and exclude_each_other(link, new)
-    return any(exclude_each_other(link, wanted) for wanted in want.links.values())
+        return Room(name, new) if must_recreate(link, new) and exclude_each_other(link, new) else None
+    rooms = (Room(*wanted) for wanted in want.links.items())
+    return next((room for room in rooms if exclude_each_other(link, room.link)), None)
 
 
 def _is_replaced(name: str, want: Link, have: State) -> bool:

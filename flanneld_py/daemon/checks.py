@@ -88,7 +88,7 @@ def is_ready(checks: Collection[Check]) -> bool:
 
 
 def _config(levels: Levels) -> Check:
-    network, problem = levels.network, levels.config_problem
+    network, problem = levels.network_in_force, levels.config_problem
     if network is None:
         return Check("config", False, "none in force", problem.reason if problem else "")
     nets = ", ".join(str(net) for net in network.config.networks)
@@ -102,6 +102,8 @@ def _lease(levels: Levels, now: float) -> Check:
         return Check("lease", False, lease.state, why)
     record = lease.own.record
     state = f"held {', '.join(str(net) for net in record.subnets.values())}"
+    if levels.awaits_lease:
+        return Check("lease", False, state, "the config that was taken over does not allow it")
     if snapshot is not None and record.key not in snapshot.records:
         return Check("lease", False, "not in the registry", f"{record.key} is claimed again")
     if lease.ends is not None and lease.ends - now < min(lease.own.ttl / 3, LEASE_LEFT):

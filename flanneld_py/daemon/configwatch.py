@@ -20,7 +20,7 @@ from flanneld_py.core.leasedecision import Move, Wish
 from flanneld_py.core.prefix import key_root
 from flanneld_py.core.records import CONFIG_KEY
 from flanneld_py.core.subnetchoice import is_compatible
-from flanneld_py.daemon.inbox import Inbox, Network, Problem
+from flanneld_py.daemon.inbox import Inbox, Network, Problem, boottime
 from flanneld_py.errors import ConfigError, FlanneldError, HostError
 from flanneld_py.model import Entry, IPNetwork, NetworkConfig, PerFamily
 
@@ -30,6 +30,8 @@ APPLY = (
     "and hosts with another Network are cut off until they do the same"
 )
 UNFIT = "put that right on this host, or store a config that it can carry out; either is noticed at once"
+APPLIED_WITHIN = 3.0
+"""Seconds to wait for the lease that a config demands: mostly it is there at once."""
 REVIEWED = ("config-pending", "config-unfit")
 """Codes of the problems that may end by themselves."""
 CUT_OFF = "hosts that have not applied it yet are cut off from this one: apply it on every host"
@@ -75,7 +77,13 @@ class ConfigWatch:
                 what = (
                     "the config in force stays" if self._in_force else "nothing is set up until it is mended"
                 )
-                self._report(Problem("config-invalid", f"{error}; {what}", f"correct {self._key} in etcd"))
+                self._report(
+                    Problem(
+                        "config-invalid",
+                        f"{error}; {what}",
+                        f"correct {self._key} in etcd (flannelctl config set checks it)",
+                    )
+                )
                 return
             self._settle(self._stored)
 
@@ -90,7 +98,8 @@ class ConfigWatch:
         """Take over the stored config, whatever waits for a restart; what was done. Any thread may call.
 
         Raises:
-            FlanneldError: there is nothing to take over, or no lease to be had that it allows.
+            FlanneldError: there is nothing to take over, or no lease to be had that it allows; or it was
+                taken over, and such a lease is still awaited.
         """
         with self._lock:
             stored = self._stored
@@ -107,8 +116,9 @@ class ConfigWatch:
             self._require_lease(stored.network.config)
             before = self._in_force.network.config.networks if self._in_force else ()
             self._put_in_force(stored)
-            notice = f"; {CUT_OFF}" if before not in ((), stored.network.config.networks) else ""
-            return f"{self._key} is in force; flannelctl status shows how far it has come{notice}"
+        self._await_lease()
+        notice = f"; {CUT_OFF}" if before not in ((), stored.network.config.networks) else ""
+        return f"{self._key} is in force; flannelctl status shows how far it has come{notice}"
 
     def in_force(self) -> dict[str, str | None]:
         """Where the config is stored, and the one in force as it was written; None: none is."""
@@ -121,10 +131,30 @@ class ConfigWatch:
         own, snapshot, host = levels.lease.own, levels.snapshot, levels.host
         if own is None or snapshot is None or host is None or is_compatible(own.record, fresh):
             return
+        registry = levels.registry
+        if registry.state != "in sync":
+            raise FlanneldError(
+                f"not applied, the config in force stays: the stored one demands another lease than "
+                f"{own.record.key}, and etcd is {registry.state}: {registry.error}; bring it back first"
+            )
         nothing_to_publish = Wish("", PerFamily())
         found = refit(own.record, fresh, snapshot, host, nothing_to_publish, Random(0))  # noqa: S311
         if not isinstance(found, Move):
             raise FlanneldError(f"not applied, the config in force stays: {found.reason}; {found.fix}")
+
+    def _await_lease(self) -> None:
+        """Raise FlanneldError if the lease that the config in force demands does not come."""
+        until, seen, levels = boottime() + APPLIED_WITHIN, -1, self._inbox.levels
+        while levels.awaits_lease and levels.lease.problem is None and boottime() < until:
+            seen, levels = self._inbox.wait(seen, until)
+        own, problem = levels.lease.own, levels.lease.problem
+        if not levels.awaits_lease or own is None:
+            return
+        why = problem.reason if problem else f"etcd has not given another for {APPLIED_WITHIN:g} s"
+        raise FlanneldError(
+            f"{self._key} is taken over, but not carried out yet: it does not allow {own.record.key}, "
+            f"and {why}; what was set up before stays in force until it is (flannelctl status)"
+        )
 
     def _settle(self, stored: _Stored) -> None:
         old = self._in_force.network.config if self._in_force else None

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 BEAT_EVERY = 5.0
 """Seconds: a thread that only waits shows this often that it does."""
 LIMITS = {
+    # It waits for signals, and is sent one for the purpose.
+    "main": 60.0,
     # A watch is silent for up to 76 s before it counts as dead, and a listing takes its time as well.
     "registry-watch": 120.0,
     # Some calls in a row, each of which tries all endpoints of etcd.

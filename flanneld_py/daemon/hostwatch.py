@@ -17,6 +17,7 @@ from flanneld_py.daemon.identity import Identity
 from flanneld_py.daemon.inbox import Inbox, Problem, boottime
 from flanneld_py.daemon.target import Target
 from flanneld_py.drivers.kernel import read_host
+from flanneld_py.drivers.links import device_name
 from flanneld_py.drivers.monitor import Heard, Monitor
 from flanneld_py.errors import FlanneldError, HostError, HostNotReady, KernelError
 from flanneld_py.model import FAMILIES, External, Family, Host, HostFacts, IPAddress
@@ -150,6 +151,8 @@ class HostWatch:
         """For which the host was read last."""
         self._node_id = ""
         """Which it bore then."""
+        self._index = 0
+        """Of the external interface."""
         self._checksums = ChecksumWatch()
         self._choice = FirstChoice(wanted.endpoints, wanted.before, is_asked=not wanted.names_interface)
 
@@ -169,6 +172,7 @@ class HostWatch:
         host = host_of(facts, wanted, self._choice)
         host = replace(host, bad_checksums=self._checksums.problem is not None)
         problem = link_problem(facts, host.external)
+        self._index = next(link.index for link in facts.links if link.name == host.external.name)
         if host == last and problem == last_problem:
             return
         back = last_problem is not None and problem is None
@@ -267,11 +271,19 @@ class HostWatch:
         try:
             self.read()
         except HostError as error:
+            self._follow_name()
             self._problem(error, FIX)
         except KernelError as error:
             # Nothing need happen on the host that would tell us when to look again.
             self._must_reread = True
             self._problem(error, "wait a little, as it is tried again every second")
+
+    def _follow_name(self) -> None:
+        """The interface in use may have been renamed, and what has its name now may be another."""
+        host, name = self._inbox.levels.host, device_name(self._index)
+        if host is not None and name not in ("", host.external.name):
+            self._log.info("external_interface_renamed", name=name, before=host.external.name)
+            self._inbox.offer(host=replace(host, external=replace(host.external, name=name)))
 
     def _problem(self, error: FlanneldError, fix: str) -> None:
         problem = Problem("host-interface", str(error), fix)

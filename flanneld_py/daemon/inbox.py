@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from flanneld_py.backends.base import Backend
 from flanneld_py.core.admit import Peers
+from flanneld_py.core.subnetchoice import is_compatible
 from flanneld_py.daemon.counts import Counts
 from flanneld_py.daemon.heartbeats import BEAT_EVERY, Heartbeats
 from flanneld_py.model import Host, IPNetwork, NetworkConfig, OwnLease, Snapshot
@@ -45,6 +46,8 @@ class Network:
     backend: Backend
     former: tuple[IPNetwork, ...] = ()
     """Networks of configs that were in force before in this process: what lies inside them may be ours."""
+    since: str = field(default_factory=utc_now, compare=False)
+    """When it was taken over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,8 @@ class Report:
     """Since when there have been such rows, or no pass at all succeeded, by `boottime`; None: all is well."""
     rows: Mapping[str, int] = field(default_factory=dict)
     """Table → rows of ours, as read back."""
+    network: Network | None = None
+    """By which the kernel was set up."""
     subnet_env: str = ""
     """What stands in the subnet file if nobody else has written there."""
     peers_left_out_since: str = ""
@@ -136,6 +141,21 @@ class Levels:
             return None
         chosen = tuple(family for family, _ in self.host.external.addresses.items())
         return self.host if chosen == self.network.config.families else None
+
+    @property
+    def awaits_lease(self) -> bool:
+        """Whether the config that was taken over demands another lease than the one that is held."""
+        own = self.lease.own
+        return (
+            own is not None
+            and self.network is not None
+            and not is_compatible(own.record, self.network.config)
+        )
+
+    @property
+    def network_in_force(self) -> Network | None:
+        """The config that the kernel goes by: until a lease that the next one allows is held, that before."""
+        return self.report.network or self.network if self.awaits_lease else self.network
 
 
 class Inbox:

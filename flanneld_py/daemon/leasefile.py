@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -14,42 +16,67 @@ from flanneld_py.model import IPNetwork, Record
 
 
 class LeaseFile:
-    """Written when something in it changes, and only then."""
+    """Written when something in it changes, and only then. Any thread may call."""
 
     def __init__(
-        self, path: Path, earlier: tuple[IPNetwork, ...] = (), is_clean: Callable[[], bool] = lambda: False
+        self,
+        path: Path,
+        last: SavedState,
+        earlier: tuple[IPNetwork, ...] = (),
+        is_clean: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`earlier`: Networks of earlier runs, kept until `is_clean`: what had to go from them is gone.
+        """`last`: what the file is to say before a lease is held.
 
-        A process that is killed before that has already replaced subnet.env, which named them as well.
+        `earlier`: Networks of earlier runs, kept until `is_clean`: what had to go from them is gone. A
+        process that is killed before that has already replaced subnet.env, which named them as well.
         """
         self._path = path
+        self._state = last
         self._earlier = earlier
+        self._networks: tuple[IPNetwork, ...] = ()
+        """Those of this run, in which something may have been made."""
         self._is_clean = is_clean
         self._saved = ""
+        self._lock = threading.Lock()
         self._log = structlog.get_logger().bind(part="lease")
+
+    def remember(self, networks: Iterable[IPNetwork]) -> None:
+        """Note these Networks, before the first row is made in one of them."""
+        with self._lock:
+            self._add(networks)
+            if not set(self._networks) <= {*self._state.networks}:
+                self._write(replace(self._state, networks=self._all()))
 
     def save(self, record: Record, ground: Ground, put_due: float) -> None:
         """A disk that is full costs the file, not the lease."""
-        if self._earlier and self._is_clean():
-            self._earlier = ()
-        network = ground.network
-        text = render_state(
-            SavedState(
+        with self._lock:
+            if self._earlier and self._is_clean():
+                self._earlier = ()
+            self._add((*ground.network.config.networks, *ground.network.former))
+            state = SavedState(
                 prefix=ground.host.prefix,
                 node_id=ground.host.node_id,
-                networks=tuple(dict.fromkeys((*network.config.networks, *network.former, *self._earlier))),
+                networks=self._all(),
                 subnets=record.subnets,
                 etcd_lease=record.etcd_lease,
                 mac=ground.host.external.mac,
                 mac_seed=ground.host.mac_seed,
                 put_due=put_due,
             )
-        )
+            self._write(state)
+
+    def _add(self, networks: Iterable[IPNetwork]) -> None:
+        self._networks = tuple(dict.fromkeys((*networks, *self._networks)))
+
+    def _all(self) -> tuple[IPNetwork, ...]:
+        return tuple(dict.fromkeys((*self._networks, *self._earlier)))
+
+    def _write(self, state: SavedState) -> None:
+        text = render_state(state)
         if text == self._saved:
             return
         try:
             write_atomically(self._path, text)
-            self._saved = text
+            self._saved, self._state = text, state
         except OSError as error:
             self._log.warning("state_not_saved", path=str(self._path), error=str(error))

@@ -111,22 +111,18 @@ def _since(record: Record) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Awaited:
-    """A write of ours that the snapshot does not show yet."""
+    """A change at `key`, which the snapshot does not show yet: mostly a write of ours."""
 
     key: str
-    seen: Record | None
-    at_most: float
-    at_least: float
-
-    @property
-    def until(self) -> float:
-        return max(self.at_most, self.at_least)
+    seen: Snapshot
+    until: float
 
     def holds(self, snapshot: Snapshot) -> bool:
-        return boottime() < (self.at_most if self._is_unchanged(snapshot) else self.at_least)
+        return boottime() < self.until and self._is_unchanged(snapshot)
 
     def in_vain(self, snapshot: Snapshot) -> bool:
-        return boottime() >= self.at_most and self._is_unchanged(snapshot)
+        return boottime() >= self.until and self._is_unchanged(snapshot)
 
     def _is_unchanged(self, snapshot: Snapshot) -> bool:
-        return snapshot.records.get(self.key) is self.seen
+        same_record = snapshot.records.get(self.key) is self.seen.records.get(self.key)
+        return same_record and snapshot.bad.get(self.key) == self.seen.bad.get(self.key)

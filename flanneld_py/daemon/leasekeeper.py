@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from itertools import zip_longest
 
@@ -13,38 +12,34 @@ import structlog
 from flanneld_py.core.allocate import decide_lease
 from flanneld_py.core.leasedecision import (
     Adopt,
-    Claim,
     Conflict,
     Decision,
     End,
     Keep,
     Move,
-    Release,
     Rename,
+    Restore,
     Wait,
     Wish,
+    Write,
 )
 from flanneld_py.core.leasepolicy import LeasePolicy
-from flanneld_py.core.pace import Backoff, TokenBucket
-from flanneld_py.core.records import SUBNETS_PREFIX, decode, encode
+from flanneld_py.core.pace import Backoff
 from flanneld_py.core.renewal import renew_interval, silent_in
 from flanneld_py.daemon.identity import Identity
 from flanneld_py.daemon.inbox import Inbox, LeaseState, Levels, Problem, boottime
 from flanneld_py.daemon.leasefile import LeaseFile
-from flanneld_py.daemon.leaseground import Awaited, Ground, LastRun, complete_wish, ground_of, stands
+from flanneld_py.daemon.leaseground import Ground, LastRun, complete_wish, ground_of, stands
 from flanneld_py.daemon.leaseputs import PutSchedule
 from flanneld_py.daemon.leaserenewal import renew
+from flanneld_py.daemon.leasewriter import LeaseWriter
 from flanneld_py.drivers.etcd import EtcdRegistry
-from flanneld_py.errors import FlanneldError, LeaseGone, LeaseLost, RecordError, RegistryError
-from flanneld_py.model import Entry, OwnLease, PerFamily, Record
+from flanneld_py.errors import FlanneldError, LeaseLost, RegistryError
+from flanneld_py.model import OwnLease, PerFamily, Record
 
 RETRIED = "remove the cause; it is tried again by itself"
 RETRY_SECONDS = 10.0
 """Until a decision that this host could not carry out is made again."""
-WRITE_BURST, WRITES_PER_SECOND = 5, 0.1
-"""Somebody who undoes what we write must not make us write for ever."""
-AWAIT_AT_MOST = 2.0
-"""Seconds until a decision is made again although the snapshot does not show our write yet."""
 
 
 class LeaseKeeper:
@@ -73,15 +68,9 @@ class LeaseKeeper:
         self._rng = random.Random()  # noqa: S311 - spreads the hosts over the range
         self._puts = PutSchedule(policy, self._rng, last.put_due)
         self._decided_on: tuple[object, ...] = ()
-        self._awaited: Awaited | None = None
-        self._bucket = TokenBucket(WRITE_BURST, WRITES_PER_SECOND, boottime())
-        self._written: Record | None = None
+        self._writer = LeaseWriter(registry, policy, self._rng)
         self._silent: dict[str, int] = {}
         """Key → mod_revision of records whose owner has stopped renewing."""
-        self._etcd_lease = 0
-        """Granted by us and not attached to a record yet."""
-        self._ttl_settled = False
-        """The etcd lease that we found at the start has the TTL that is wanted, or has been replaced."""
         self._renew_at: float | None = None
         self._renewed_at = 0.0
         self._look_at: float | None = None
@@ -118,8 +107,8 @@ class LeaseKeeper:
         times: tuple[float | None, ...]
         if self._lacking:
             times = (self._renew_at,)
-        elif self._awaited is not None:
-            times = (self._renew_at, self._awaited.until)
+        elif self._writer.awaited is not None:
+            times = (self._renew_at, self._writer.wake_at)
         else:
             times = (self._renew_at, self._look_at, self._puts.at)
         return min((time for time in times if time is not None), default=None)
@@ -127,22 +116,24 @@ class LeaseKeeper:
     def _step(self, levels: Levels) -> None:
         if self._renew_at is not None and boottime() >= self._renew_at:
             self._renew(levels)
+        self._writer.renew()
         ground = ground_of(levels)
         # A new node id comes back with what host-watch tells.
         self._lacking = ground is None or ground.host.node_id != self._identity.node_id
         if ground is None or self._lacking:
             return
-        if self._awaited is not None:
-            if self._awaited.holds(ground.snapshot):
+        awaited = self._writer.awaited
+        if awaited is not None:
+            if awaited.holds(ground.snapshot):
                 return
-            if self._awaited.in_vain(ground.snapshot):
+            if awaited.in_vain(ground.snapshot):
                 # etcd has carried out what the watch does not show.
                 self._distrust()
-            self._awaited = None
+            self._writer.awaited = None
             self._decided_on = ()
         own = ground.lease.own
         if own is not None and ground.stands and own.record.key in ground.snapshot.bad:
-            self._restore(own.record)
+            self._act(Restore(own.record), ground)
         elif self._must_decide(ground):
             self._act(self._decide(ground), ground)
         elif own is not None and ground.stands and ground.lease.state == "held":
@@ -168,11 +159,13 @@ class LeaseKeeper:
             for key, revision in self._silent.items()
             if key in records and records[key].mod_revision == revision
         }
+        self._writer.foreign &= ground.snapshot.bad.keys()
         wish = Wish(
             backend_type="",
             public_ips=PerFamily(),
-            written=self._written,
+            written=self._writer.written,
             silent=frozenset(self._silent),
+            foreign=self._writer.foreign,
             fixed_id=self._identity.fixed,
             on_loss=self._policy.on_loss,
         )
@@ -183,14 +176,6 @@ class LeaseKeeper:
         match decision:
             case Keep(record):
                 self._keep(record, ground)
-            case Adopt(record, wanted):
-                self._adopt(record, wanted)
-            case Move(record, wanted):
-                self._move(record, wanted)
-            case Claim(wanted):
-                self._claim(wanted, ground.lease)
-            case Release(record, reason):
-                self._release(record, reason)
             case Rename(record, reason):
                 self._rename(record, reason, ground)
             case Conflict(record, reason, fix, held):
@@ -202,89 +187,28 @@ class LeaseKeeper:
                 self._offer(LeaseState("waiting", own, Problem("lease-waiting", reason, fix)))
             case End(reason, fix):
                 raise LeaseLost(f"{reason}; {fix}")
+            case write:
+                self._write(write, ground)
 
-    # --- writes
-
-    def _claim(self, wanted: Record, lease: LeaseState) -> None:
-        if lease.own is not None and lease.state == "held":
-            self._log.warning("lease_lost", key=lease.own.record.key, claiming=wanted.key)
-        self._etcd_lease = self._etcd_lease or self._lease_to_use(lease.own)
-        self._written = wanted
-        try:
-            written = self._registry.create(_path(wanted), encode(wanted), self._etcd_lease)
-        except LeaseGone:
-            self._etcd_lease = 0
-            raise
-        self._await_change(wanted.key, None, wrote=written.ok)
-        if written.ok:
-            self._etcd_lease, self._ttl_settled = 0, True
-            self._log.info("lease_claimed", key=wanted.key, revision=written.revision)
-        else:
-            self._log.info("lease_race_lost", key=wanted.key)
-
-    def _lease_to_use(self, own: OwnLease | None) -> int:
-        """The etcd lease we have, when only its key was deleted; else a new one."""
-        lease = own.record.etcd_lease if own else 0
-        alive = lease and self._registry.keep_alive(lease) > 0
-        return lease if alive else self._registry.grant(self._policy.ttl)
-
-    def _adopt(self, record: Record, wanted: Record) -> None:
-        lease = record.etcd_lease
-        if lease and not self._registry.keep_alive(lease):
-            self._await_change(record.key, record)
+    def _write(self, decision: Write, ground: Ground) -> None:
+        """Now, or when it may be: what stands stays until then, and is kept from ending."""
+        if boottime() >= self._writer.ready_at:
+            self._writer.write(decision, ground)
+            if self._writer.awaited is None:
+                self._look_at = boottime()
             return
-        self._written = wanted
-        written = self._registry.replace(_path(record), encode(wanted), lease, record.mod_revision)
-        self._await_change(record.key, record, wrote=written.ok)
-        self._log.info("lease_updated", key=record.key, done=written.ok, revision=written.revision)
-
-    def _move(self, record: Record, wanted: Record) -> None:
-        lease = record.etcd_lease
-        if lease and not self._registry.keep_alive(lease):
-            self._await_change(record.key, record)
-            return
-        self._written = wanted
-        written = self._registry.move(
-            _path(record), record.mod_revision, _path(wanted), encode(wanted), lease
-        )
-        self._await_change(wanted.key, None, wrote=written.ok)
-        self._log.info("lease_moved", key=record.key, to=wanted.key, done=written.ok)
-
-    def _release(self, record: Record, reason: str) -> None:
-        written = self._registry.delete(_path(record), record.mod_revision)
-        self._log.warning("lease_released", key=record.key, reason=reason, done=written.ok)
-        self._await_change(record.key, record, wrote=written.ok)
-
-    def _restore(self, record: Record) -> None:
-        """Put right what somebody has written over our record: hosts that start now could not read it."""
-        there = self._registry.get(_path(record))
-        if there is None or _is_readable(there):
-            self._await_change(record.key, record)
-            return
-        lease = record.etcd_lease
-        if lease and not self._registry.keep_alive(lease):
-            lease = self._registry.grant(self._policy.ttl)
-        self._written = record
-        written = self._registry.replace(there.key, encode(record), lease, there.mod_revision)
-        self._await_change(record.key, record, wrote=written.ok)
-        self._log.warning("lease_restored", key=record.key, done=written.ok)
+        self._look_at = self._writer.ready_at
+        own = self._hold_on(decision.record if isinstance(decision, Adopt | Move) else None, ground)
+        self._offer(LeaseState("waiting", own, self._writer.postponed(decision)))
 
     def _write_again(self, own: OwnLease, ground: Ground) -> None:
         """The same once more, if it is time to, for hosts of Go flannel."""
         due = self._puts.due
         self._puts.look(ground.snapshot, own)
         if self._puts.at is not None and boottime() >= self._puts.at:
-            record = own.record
-            if record.etcd_lease and not self._registry.keep_alive(record.etcd_lease):
-                self._await_change(record.key, record)
+            if not self._writer.write_again(own.record, ground):
                 return
-            self._written = record
-            written = self._registry.replace(
-                _path(record), encode(record), record.etcd_lease, record.mod_revision
-            )
             self._puts.written(own)
-            self._await_change(record.key, record)
-            self._log.info("lease_written_again", key=record.key, done=written.ok)
         if self._puts.due != due:
             self._file.save(own.record, ground, self._puts.due)
 
@@ -299,12 +223,12 @@ class LeaseKeeper:
             ttl = self._registry.keep_alive(record.etcd_lease)
             if ttl <= 0:
                 # etcd has ended the lease; the delete of the record is on its way to us.
-                self._await_change(record.key, record)
+                self._writer.await_change(record.key, ground.snapshot)
                 return
-            if not self._ttl_settled and ttl != self._policy.ttl and self._change_ttl(record, ttl):
+            if self._writer.change_ttl(record, ttl, ground):
                 return
             own = OwnLease(record, ttl)
-        self._ttl_settled = True
+        self._writer.kept()
         self._renewed(own)
         self._last = self._last.then(record, ground.host.external.mac)
         self._silent = {}
@@ -327,29 +251,9 @@ class LeaseKeeper:
         self._renewed(own)
         return own
 
-    def _change_ttl(self, record: Record, ttl: int) -> bool:
-        """Move the record to an etcd lease with the TTL that is wanted now; False: etcd grants no other."""
-        self._etcd_lease = self._etcd_lease or self._registry.grant(self._policy.ttl)
-        fresh = self._etcd_lease
-        if self._registry.keep_alive(fresh) == ttl:
-            self._etcd_lease = 0
-            self._registry.revoke(fresh)
-            return False
-        self._written = record
-        written = self._registry.replace(_path(record), encode(record), fresh, record.mod_revision)
-        self._await_change(record.key, record, wrote=written.ok)
-        if written.ok:
-            self._etcd_lease, self._ttl_settled = 0, True
-            self._log.info("lease_ttl_changed", key=record.key, was=ttl, now=self._policy.ttl)
-            with suppress(RegistryError):  # it then ends by itself
-                # Other keys may hang on it, as an operator may have had his reasons.
-                if not self._registry.time_to_live(record.etcd_lease, keys=True).keys:
-                    self._registry.revoke(record.etcd_lease)
-        return True
-
     def _renew(self, levels: Levels) -> None:
-        own = levels.lease.own
-        if own is None or not stands(levels.lease, levels.snapshot):
+        own, snapshot = levels.lease.own, levels.snapshot
+        if own is None or snapshot is None or not stands(levels.lease, snapshot):
             self._renew_at = None
         elif renew(self._registry, own.record.etcd_lease, self._inbox.counts):
             self._renewed(own)
@@ -357,7 +261,7 @@ class LeaseKeeper:
         else:
             self._log.warning("lease_expired", key=own.record.key)
             self._renew_at = None
-            self._await_change(own.record.key, own.record)
+            self._writer.await_change(own.record.key, snapshot)
 
     def _renewed(self, own: OwnLease) -> None:
         self._renewed_at = boottime()
@@ -371,7 +275,8 @@ class LeaseKeeper:
         """We are the clone, unless the other host is gone."""
         if self._probe(record):
             return
-        own = ground.snapshot.records.get(self._written.key) if self._written is not None else None
+        written = self._writer.written
+        own = ground.snapshot.records.get(written.key) if written is not None else None
         if own is not None:
             # By this the next run knows our record, which bears the old id until it is written again.
             self._file.save(own, ground, self._puts.due)
@@ -414,12 +319,6 @@ class LeaseKeeper:
             fix = "bring etcd back; the data plane stays as it is and the subnet is claimed again"
             self._offer(LeaseState("lost", own, Problem("lease-expired", reason, fix)))
 
-    def _await_change(self, key: str, seen: Record | None, *, wrote: bool = False) -> None:
-        """Decide again when the snapshot shows something else at `key` than `seen`, and not too soon."""
-        now = boottime()
-        rest = self._bucket.take(now) if wrote else 0.0
-        self._awaited = Awaited(key, seen, now + AWAIT_AT_MOST, now + rest)
-
     def _offer(self, fresh: LeaseState) -> None:
         last = self._inbox.levels.lease
         problem = fresh.problem
@@ -431,15 +330,3 @@ class LeaseKeeper:
             self._inbox.counts.add("lease_conflicts")
         if fresh != last:
             self._inbox.offer(lease=fresh)
-
-
-def _path(record: Record) -> str:
-    return f"{SUBNETS_PREFIX}{record.key}"
-
-
-def _is_readable(entry: Entry) -> bool:
-    try:
-        decode(entry)
-    except RecordError:
-        return False
-    return True

@@ -8,16 +8,30 @@ import os
 import socket
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from flanneld_py.core.ownership import file_lock_name, lock_name
 from flanneld_py.errors import HostError
 
 
+class Advice(NamedTuple):
+    """What to do about a lock that another process holds."""
+
+    prefix: str
+    files: str
+    """On the state directory, or the subnet file."""
+
+
+FOR_A_DAEMON = Advice("stop it, or use another --etcd-prefix", "give each daemon its own")
+
+
 class Locks:
     """Held until the process ends; the kernel lets go of them by itself."""
 
-    def __init__(self, prefix: str, state_dir: Path, subnet_file: Path) -> None:
-        """Take all of them.
+    def __init__(
+        self, prefix: str, state_dir: Path, subnet_file: Path, advice: Advice = FOR_A_DAEMON
+    ) -> None:
+        """Take all of them; `advice` is for whoever cannot have them.
 
         Raises:
             HostError: another process holds one, or the state directory cannot be used.
@@ -28,15 +42,15 @@ class Locks:
                 held,
                 lock_name(prefix),
                 f"another flanneld-py (or a flannelctl cleanup) works on prefix {prefix} on this host",
-                "stop it, or use another --etcd-prefix",
+                advice.prefix,
             )
-            held.callback(os.close, _lock_directory(state_dir))
+            held.callback(os.close, _lock_directory(state_dir, advice.files))
             # By its name, not by a lock on a file beside it, which somebody would have to remove.
             _bind(
                 held,
                 file_lock_name(os.path.realpath(subnet_file)),
                 f"--subnet-file {subnet_file} is in use by another flanneld-py",
-                "give each daemon its own",
+                advice.files,
             )
             self._held = held.pop_all()
 
@@ -100,7 +114,7 @@ def _readlink(path: Path) -> str:
         return ""
 
 
-def _lock_directory(state_dir: Path) -> int:
+def _lock_directory(state_dir: Path, advice: str) -> int:
     path = state_dir / "lock"
     try:
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
@@ -117,7 +131,7 @@ def _lock_directory(state_dir: Path) -> int:
     os.close(fd)
     # Not raised from that error: its number is that of a limit as well.
     if refused == errno.EAGAIN:
-        raise HostError(f"--state-dir {state_dir} is in use by another flanneld-py; give each daemon its own")
+        raise HostError(f"--state-dir {state_dir} is in use by another flanneld-py; {advice}")
     raise HostError(f"--state-dir {state_dir}: cannot lock {path}: {os.strerror(refused)}")
 
 

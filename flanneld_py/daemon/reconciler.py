@@ -321,6 +321,7 @@ class Reconciler:
                 failing=dict(memory.failing),
                 failing_from=_since(last) if failed or memory.obstacle else None,
                 rows=rows,
+                network=memory.worked.network if memory.worked else None,
                 subnet_env=target.state.files[path],
             )
         )

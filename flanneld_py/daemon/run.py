@@ -24,12 +24,13 @@ from flanneld_py.daemon.configwatch import ConfigWatch
 from flanneld_py.daemon.control import Control
 from flanneld_py.daemon.endpoints import http_servers
 from flanneld_py.daemon.execute import Executor
+from flanneld_py.daemon.failedstart import FIX, failure_told
 from flanneld_py.daemon.filterwatch import FilterWatch
 from flanneld_py.daemon.firstchoice import Before
 from flanneld_py.daemon.heartbeats import Heartbeats
 from flanneld_py.daemon.hostwatch import HostWatch, Wanted, follow
 from flanneld_py.daemon.identity import Identity, identity_of
-from flanneld_py.daemon.inbox import Inbox, boottime
+from flanneld_py.daemon.inbox import Inbox, Problem, boottime
 from flanneld_py.daemon.leasefile import LeaseFile
 from flanneld_py.daemon.leaseground import LastRun
 from flanneld_py.daemon.leasekeeper import LeaseKeeper
@@ -70,7 +71,9 @@ NOT_CURED_BY_WAITING = {
 """Why a directory cannot be used; a full disk, for one, may have room again."""
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 THREAD_DIED = signal.SIGUSR1
-SIGNALS = {*STOP_SIGNALS, signal.SIGHUP, THREAD_DIED}
+SHOW_LIFE = signal.SIGUSR2
+"""Asks the main thread to beat, which else waits for signals that never come."""
+SIGNALS = {*STOP_SIGNALS, signal.SIGHUP, THREAD_DIED, SHOW_LIFE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class LastTime:
 
     run: LastRun
     networks: tuple[IPNetwork, ...]
+    saved: SavedState
     mac_seed: str = ""
     subnet_file: bool = False
 
@@ -92,6 +96,7 @@ def last_time(options: Options) -> LastTime:
     return LastTime(
         run=LastRun.of(saved, old.subnets),
         networks=tuple(dict.fromkeys((*saved.networks, *old.networks.values()))),
+        saved=saved,
         subnet_file=bool(old.subnets.values()),
         mac_seed=saved.mac_seed,
     )
@@ -181,6 +186,10 @@ class Daemon:
         prefix = options.etcd.prefix
         self._log = structlog.get_logger().bind(part="main")
         self._locks = Locks(prefix, options.state_dir, options.subnet_file)
+        with failure_told(options):
+            self._make_parts(options, prefix)
+
+    def _make_parts(self, options: Options, prefix: str) -> None:
         last = last_time(options)
         identity = identity_of(options.node_id, options.state_dir, last.mac_seed)
         self._heartbeats = Heartbeats()
@@ -218,6 +227,10 @@ class Daemon:
         self._servers = http_servers(options, self._inbox, self._process, subnet_file.look)
         self._hostwatch.begin()
         identity.changed = self._monitor.interrupt
+        saved = replace(last.saved, node_id=last.saved.node_id or identity.node_id)
+        self._leasefile = LeaseFile(
+            options.state_file, saved, last.networks, lambda: self._inbox.levels.report.in_sync
+        )
         self._leasekeeper = self._make_leasekeeper(options, identity, last)
         self._peermemory = PeerMemory(self._inbox, prefix, options.peers_file)
         self._publisher = self._make_publisher(options, subnet_file)
@@ -241,6 +254,7 @@ class Daemon:
         return Publisher(self._inbox, self._process, status_file, self._notifier, *looks)
 
     def _follow(self, target: Target) -> None:
+        self._leasefile.remember(target.networks)
         follow(self._monitor, target)
         self._filterwatch.follow(target)
 
@@ -250,7 +264,7 @@ class Daemon:
             self._inbox,
             identity,
             last.run,
-            LeaseFile(options.state_file, last.networks, lambda: self._inbox.levels.report.in_sync),
+            self._leasefile,
             options.lease,
             self._registrywatch.distrust,
         )
@@ -300,7 +314,8 @@ class Daemon:
         ]
         self._threads += [self._thread(name, server.run) for name, server in self._servers.items()]
         # Made now: at the end there may be no thread to be had.
-        self._thread("watchdog", self._watch_over).start()
+        self._thread("watchdog", partial(self._watch_over, threading.get_ident())).start()
+        self._heartbeats.beat("main")
         for thread in self._threads:
             self._heartbeats.beat(thread.name)  # one that hangs in its very first step is late as well
             thread.start()
@@ -325,10 +340,11 @@ class Daemon:
             return os.EX_SOFTWARE
         return self.ended_by.exit_code if self.ended_by else os.EX_OK
 
-    def _watch_over(self) -> None:
-        """Feed the watchdog until the end is due; then see to it that it comes."""
+    def _watch_over(self, main: int) -> None:
+        """Feed the watchdog until the end is due; then see to it that it comes. `main`: its number."""
         self._watchdog.feed(time.monotonic())
         while not self._asked_to_stop.wait(self._watchdog.interval):
+            signal.pthread_kill(main, SHOW_LIFE)
             self._watchdog.feed(time.monotonic())
         time.sleep(LAST_RESORT)
         os._exit(self._code)
@@ -336,6 +352,9 @@ class Daemon:
     def _wait_for_end(self) -> int:
         while True:
             number = signal.sigwait(SIGNALS)
+            if number == SHOW_LIFE:
+                self._heartbeats.beat("main")
+                continue
             if number != signal.SIGHUP:
                 return number
             self._log.info("resync", reason="SIGHUP")
@@ -365,7 +384,15 @@ class Daemon:
         late = [thread.name for thread in self._threads if thread.is_alive()]
         if late:
             self._log.warning("abandoned", threads=late)
-        self._publisher.publish(compose(self._inbox.levels, self._process, stopped=True))
+        ended = self._ended if number == THREAD_DIED else None
+        self._publisher.publish(compose(self._inbox.levels, self._process, stopped=True, ended=ended))
+
+    @property
+    def _ended(self) -> Problem:
+        """Why it ends by itself."""
+        if self.ended_by is None:
+            return Problem("ended", "a defect of ours; the log has it", "start flanneld-py again; report it")
+        return Problem("ended", str(self.ended_by), FIX)
 
     def _thread(self, name: str, body: Callable[[], None]) -> threading.Thread:
         def guarded() -> None:

@@ -13,6 +13,7 @@ from flanneld_py.core.admit import OTHER_BACKEND, OUTSIDE
 from flanneld_py.core.records import shortened
 from flanneld_py.daemon.checks import NEEDED_TO_START, is_ready, ready_checks
 from flanneld_py.daemon.inbox import Levels, Problem, boottime, utc_now
+from flanneld_py.model import External
 
 SHOWN_FAILURES = 20
 SHOWN_BAD = 50
@@ -39,12 +40,26 @@ class Process:
 
 
 def compose(
-    levels: Levels, process: Process, *, stopped: bool = False, now: float | None = None
+    levels: Levels,
+    process: Process,
+    *,
+    stopped: bool = False,
+    ended: Problem | None = None,
+    now: float | None = None,
 ) -> dict[str, Any]:
-    """The status object (docs/architecture.md, "Status"); `now` by `boottime`, None: at this moment."""
+    """The status object (docs/architecture.md, "Status").
+
+    Args:
+        levels: the latest of everything.
+        process: what it says of itself.
+        stopped: whether this is its last word.
+        ended: why it is, when nobody asked for that.
+        now: by `boottime`; None: at this moment.
+    """
+    stopped = stopped or ended is not None
     checks = ready_checks(levels, boottime() if now is None else now, () if stopped else process.hanging())
-    problems = list(find_problems(levels))
-    lease, host, report, network = levels.lease, levels.host, levels.report, levels.network
+    problems = [*([ended] if ended else []), *find_problems(levels)]
+    lease, host, report, network = levels.lease, levels.host, levels.report, levels.network_in_force
     record = lease.own.record if lease.own else None
     return {
         "version": __version__,
@@ -61,15 +76,7 @@ def compose(
         "mtu": report.mtu,
         "offloads": {dev: "on" if on else "off" for dev, on in report.offloads.items()},
         "rules_by": report.rules_by,
-        "external": {
-            "name": host.external.name,
-            "mtu": host.external.mtu,
-            "addresses": [str(ip) for ip in host.external.addresses.values()],
-            "public": [str(ip) for ip in host.external.public.values()],
-            "how": host.external.how,
-        }
-        if host
-        else None,
+        "external": _external(host.external) if host else None,
         "lease": {
             "state": lease.state,
             "key": record.key if record else None,
@@ -91,6 +98,16 @@ def compose(
             "failed": [{"op": op, "error": error} for op, error in report.failed[:SHOWN_FAILURES]],
         },
         "problems": [asdict(problem) for problem in problems],
+    }
+
+
+def _external(external: External) -> dict[str, Any]:
+    return {
+        "name": external.name,
+        "mtu": external.mtu,
+        "addresses": [str(ip) for ip in external.addresses.values()],
+        "public": [str(ip) for ip in external.public.values()],
+        "how": external.how,
     }
 
 
@@ -134,7 +151,7 @@ def find_problems(levels: Levels) -> Iterator[Problem]:
         levels.subnet_file_problem,
         levels.checksum_problem,
         levels.filter_problem,
-        levels.lease.problem,
+        _lease_problem(levels),
         levels.report.problem,
     ):
         if problem is not None:
@@ -149,6 +166,20 @@ def find_problems(levels: Levels) -> Iterator[Problem]:
             "remove the cause; it is tried again by itself",
             levels.report.failing_since,
         )
+
+
+def _lease_problem(levels: Levels) -> Problem | None:
+    network, own = levels.network, levels.lease.own
+    if levels.lease.problem is not None or network is None or own is None or not levels.awaits_lease:
+        return levels.lease.problem
+    nets = ", ".join(str(net) for net in network.config.networks)
+    return Problem(
+        "lease-waiting",
+        f"the config that was taken over, {network.backend.type} in {nets}, does not allow "
+        f"{own.record.key}: until another lease is held what was set up before stays in force",
+        "none is needed but for etcd to take the write, which is tried again by itself",
+        network.since,
+    )
 
 
 def _left_out(levels: Levels) -> Iterator[Problem]:

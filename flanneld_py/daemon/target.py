@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -67,6 +67,8 @@ class Target(NamedTuple):
     scope: Scope
     rules_by: str | None = None
     """The tool by which packet-filter rules are made; None: there are none of ours."""
+    networks: tuple[IPNetwork, ...] = ()
+    """Those of this run, in which rows may be made or have been."""
 
     @property
     def devices(self) -> frozenset[str]:
@@ -153,7 +155,9 @@ def target_of(inputs: Inputs, departed: Collection[Record], settings: Settings) 
     if tool is not None or settings.wish.masquerade:
         # Without any tool, writing the rules of nft says which one is missing.
         state = replace(state, rules=_rules(inputs, settings, tool or "nft"))
-    return Target(state, peers, mtu, _scope(inputs, settings, state), tool if state.rules else None)
+    networks = (*network.config.networks, *network.former)
+    scope = _scope(inputs, settings, state, (*networks, *settings.known_networks))
+    return Target(state, peers, mtu, scope, tool if state.rules else None, networks)
 
 
 def _rules(inputs: Inputs, settings: Settings, tool: Tool) -> dict[ChainKey, Chain]:
@@ -161,7 +165,7 @@ def _rules(inputs: Inputs, settings: Settings, tool: Tool) -> dict[ChainKey, Cha
     return desired_rules(networks, own, settings.wish, names_of(settings.prefix), tool, inputs.accept_in)
 
 
-def _scope(inputs: Inputs, settings: Settings, state: State) -> Scope:
+def _scope(inputs: Inputs, settings: Settings, state: State, networks: Iterable[IPNetwork]) -> Scope:
     adoptable: dict[IPNetwork, frozenset[IPAddress]] = {}
     for record in inputs.snapshot.records.values():
         for family, subnet in record.subnets.items():
@@ -171,9 +175,7 @@ def _scope(inputs: Inputs, settings: Settings, state: State) -> Scope:
             adoptable[subnet] = adoptable.get(subnet, frozenset()) | frozenset(gateways)
     return Scope(
         prefix=settings.prefix,
-        networks=tuple(
-            dict.fromkeys((*inputs.network.config.networks, *inputs.network.former, *settings.known_networks))
-        ),
+        networks=tuple(dict.fromkeys(networks)),
         adoptable=adoptable,
         sysctls=frozenset(state.sysctls),
         offloads=frozenset(state.offloads),

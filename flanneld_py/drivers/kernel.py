@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from flanneld_py.core.plan import must_recreate
+from flanneld_py.core.plan import exclude_each_other, must_recreate
 from flanneld_py.drivers import rtmessages as rt
 from flanneld_py.drivers.hostroutes import look_up, read_main
 from flanneld_py.drivers.links import (
@@ -37,6 +37,7 @@ from flanneld_py.model import (
     Op,
     Outcome,
     PerFamily,
+    Room,
     Scope,
     State,
     Table,
@@ -166,20 +167,32 @@ class KernelLinks:
 
     def _apply_link(self, op: Op) -> str | None:
         """Carry out one op; what went wrong, if so."""
-        device = next((found for found in read_devices(self._netlink) if found.name == op.key), None)
+        devices = read_devices(self._netlink)
+        device = next((found for found in devices if found.name == op.key), None)
         if device is None:
             return self._create(op.key, op.value) if op.verb == "set" else None
         if not self._is_ours(device):
-            return (
-                f"device {device.name} exists and is not ours (alias {device.alias!r}, kind "
-                f"{device.kind or 'none'!r}); remove or rename it, or choose another VNI"
-            )
+            return _not_ours(device)
         if op.verb == "set":
             return self._change(device, op.value)
+        obstacle = self._obstacle(op.value, devices) if op.value is not None else None
+        if obstacle is not None:
+            return f"stays, as {op.value.name} cannot take its place: {obstacle}"
         (refused,) = self._send(Request("link", "del", {"index": device.index}))
         if refused is None or refused.code == errno.ENODEV:
             return None
         return f"cannot delete {device.name}: {refused.reason}"
+
+    def _obstacle(self, room: Room, devices: Collection[Device]) -> str | None:
+        """Somebody else's device that would keep a link from being made, too."""
+        for device in devices:
+            if self._is_ours(device):
+                continue
+            if device.name == room.name:
+                return _not_ours(device)
+            if device.kind == "vxlan" and _keeps_away(device, room.link):
+                return f"{device.name} has this VNI, or its UDP port with other marks: remove that"
+        return None
 
     def _replace(self, old: Device, want: VxlanLink) -> str | None:
         """Put another device in the place of one that cannot be changed into it, if it can be made at all.
@@ -323,6 +336,19 @@ class KernelLinks:
         finally:
             batch.close()
         return self._netlink.transact(encoded)
+
+
+def _not_ours(device: Device) -> str:
+    return (
+        f"device {device.name} exists and is not ours (alias {device.alias!r}, kind "
+        f"{device.kind or 'none'!r}); remove or rename it, or choose another VNI"
+    )
+
+
+def _keeps_away(device: Device, want: VxlanLink) -> bool:
+    """Whether the kernel refuses `want` beside it; the socket of a port is there when a device is up."""
+    have = _vxlan_link(device)
+    return exclude_each_other(have, want) and (have.gbp == want.gbp or have.up)
 
 
 def _without_ack(request: bytes) -> bytes:

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from flanneld_py.core.ownership import FIRST_MARK_BIT, link_alias
 from flanneld_py.drivers import rtmessages as rt
 from flanneld_py.drivers.netlink import U32, NetlinkSocket, attributes
-from flanneld_py.model import ROUTE_PROTOCOL, AddressFacts, Family, IPNetwork, NextHop
+from flanneld_py.model import NEXTHOP_PROTOCOL, AddressFacts, Family, IPNetwork, NextHop
 
 IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
@@ -174,7 +174,7 @@ class Claims(NamedTuple):
     def cover(self, ident: int, protocol: int, device: int) -> bool:
         if ident in self.of_others or device in self.devices_of_others:
             return False
-        return ident in self.used or protocol == ROUTE_PROTOCOL
+        return ident in self.used or protocol == NEXTHOP_PROTOCOL
 
 
 def is_marked(alias: str) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from flanneld_py.core.ownership import nexthop_ids
+from flanneld_py.core.ownership import link_alias, nexthop_ids
 from flanneld_py.drivers import rtmessages as rt
 from flanneld_py.drivers.links import device_name, number, text
 from flanneld_py.drivers.netlink import NLM_F_REPLACE, attributes, messages, open_socket
@@ -78,6 +78,8 @@ class Followed:
 
     want: State = field(default_factory=State)
     names: frozenset[str] = frozenset()
+    alias: str | None = None
+    """Of our devices."""
     underlying: frozenset[str] = frozenset()
     """Devices that carry our packets and are not ours."""
     inside: rt.Inside = field(default_factory=lambda: rt.Inside(()))
@@ -126,7 +128,9 @@ class Monitor(Subscription[Heard]):
         inside, ids = rt.Inside(scope.networks), nexthop_ids(scope.prefix)
         names = frozenset(want.links)
         below = {link.dev for link in want.links.values()} | {r.nexthop.dev for r in want.routes.values()}
-        self._followed = Followed(want, names, frozenset(below - names), inside, ids)
+        self._followed = Followed(
+            want, names, link_alias(scope.prefix), frozenset(below - names), inside, ids
+        )
 
     def ask(self, addresses: Iterable[IPAddress]) -> None:
         """Say to which addresses the way matters: a route that leads there is news of the host."""
@@ -182,6 +186,9 @@ class Monitor(Subscription[Heard]):
             self._names[index] = name
         if changed or name in followed.names:
             pending.links.add(name)
+        # One of ours under another name.
+        renamed = name not in followed.names and text(found.get(rt.IFLA_IFALIAS, b"")) == followed.alias
+        pending.ours = pending.ours or (changed and renamed)
         pending.host = pending.host or changed
 
     def _address(self, pending: _Pending, _: Followed, heard: Notification) -> None:

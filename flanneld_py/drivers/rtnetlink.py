@@ -32,6 +32,7 @@ from flanneld_py.drivers.refusals import explain
 from flanneld_py.errors import KernelError
 from flanneld_py.model import (
     FAMILIES,
+    NEXTHOP_PROTOCOL,
     ROUTE_PROTOCOL,
     Family,
     IPAddress,
@@ -223,7 +224,7 @@ class RtnetlinkTables:
             self._nexthops[hop] = [self._free_id()]
         # The kernel may have flushed a known one with its device: then this makes it again.
         number = self._nexthops[hop][0]
-        return [rt.set_nexthop(number, ROUTE_PROTOCOL, index, hop.via, onlink=hop.onlink, new=not known)]
+        return [rt.set_nexthop(number, NEXTHOP_PROTOCOL, index, hop.via, onlink=hop.onlink, new=not known)]
 
     def _free_id(self) -> int:
         for _ in self._ids:

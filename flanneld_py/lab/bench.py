@@ -98,7 +98,8 @@ def bench(rounds: int = 5, seconds: int = 2, say: Callable[[str], None] = print)
     if (reason := obstacle(commands=["iperf3", str(BRIDGE)], links=links)) is not None:
         raise LabError(f"The bench cannot run here: {reason}")
     with Lab() as lab:
-        say(add_overhead(lab))
+        for line in add_overhead(lab):
+            say(line)
         pairs = [routed_pair(lab), *(overlay_pair(lab, overlay) for overlay in OVERLAYS.values())]
         say(f"{rounds} rounds of {len(pairs)} paths, {seconds} s of TCP and {_PINGS} pings each")
         samples: dict[str, list[Sample]] = {pair.path: [] for pair in pairs}

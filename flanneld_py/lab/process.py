@@ -57,9 +57,10 @@ def descendants(pid: int) -> list[int]:
     """A process and all below it, nearest first."""
     found = [pid]
     for parent in found:
-        for children in Path(f"/proc/{parent}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                found.extend(int(child) for child in children.read_text().split())
+        with contextlib.suppress(OSError):  # it ended while we looked
+            for children in Path(f"/proc/{parent}/task").glob("*/children"):
+                with contextlib.suppress(OSError):
+                    found.extend(int(child) for child in children.read_text().split())
     return found
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     Buffer = bytearray | memoryview
 
 VNET = struct.Struct("=BBHHHH")
-_ID, _U32, _LENGTH_ID = struct.Struct(">H"), struct.Struct(">I"), struct.Struct(">HH")
+_ID, _U32 = struct.Struct(">H"), struct.Struct(">I")
 NEEDS_CSUM = 1
 GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, GSO_ECN = 0, 1, 4, 5, 0x80
 PLAIN = bytes(VNET.size)
@@ -189,32 +189,33 @@ def segments(
     template = bytearray(packet[:begin])
     network_sum, transport_sum = _shared(template, transport, udp=udp)
     identification, sequence = _ID.unpack_from(template, 4)[0], _U32.unpack_from(template, transport + 4)[0]
+    flags, taken = template[transport + 13] if not udp else 0, -1
     for at in range(begin, max(length, begin + 1), size):
-        payload, header = packet[at : at + size], bytearray(template)
-        total = begin + len(payload)
+        payload = packet[at : at + size]
+        if len(payload) != taken:  # the first, and the last when it is shorter
+            taken = len(payload)
+            total, rest = begin + taken, begin + taken - transport
+            length_sum, rest_sum = network_sum + swapped(total), transport_sum + swapped(rest) * (1 + udp)
+            _ID.pack_into(template, 2 if four else 4, total if four else total - 40)
+        header = template[:]
         if four:
-            _LENGTH_ID.pack_into(header, 2, total, identification)
-            header[10:12] = checksum(network_sum + swapped(total) + swapped(identification))
+            _ID.pack_into(header, 4, identification)
+            word = length_sum + ((identification & 0xFF) << 8 | identification >> 8)
+            header[10:12] = (-word % 65535).to_bytes(2, "little")
             identification = identification + 1 & 0xFFFF
-        else:
-            _ID.pack_into(header, 4, total - 40)
-        rest = total - transport
-        whole = transport_sum + swapped(rest) + int.from_bytes(payload, "little")
         if udp:
             _ID.pack_into(header, transport + 4, rest)
-            whole = (whole + swapped(rest)) % 65535
-            header[transport + 6 : begin] = checksum(whole) if whole else b"\xff\xff"
+            # 0 would mean that there is no checksum.
+            word = (rest_sum + int.from_bytes(payload, "little")) % 65535
+            header[transport + 6 : begin] = (65535 - word).to_bytes(2, "little")
         else:
-            flags = template[transport + 13]
-            if at + size < length:
-                flags &= ~9  # FIN and PSH: on the last
-            if at > begin:
-                flags &= ~0x80  # CWR: on the first
-            header[transport + 13] = flags
+            now = flags & (~9 if at + size < length else 0xFF) & (~0x80 if at > begin else 0xFF)
+            header[transport + 13] = now  # FIN and PSH on the last, CWR on the first
             _U32.pack_into(header, transport + 4, sequence)
-            whole += (flags << 8) + swapped(sequence >> 16) + swapped(sequence & 0xFFFF)
-            header[transport + 16 : transport + 18] = checksum(whole)
-            sequence = sequence + len(payload) & 0xFFFFFFFF
+            word = rest_sum + (now << 8) + swapped(sequence >> 16) + swapped(sequence & 0xFFFF)
+            word += int.from_bytes(payload, "little")
+            header[transport + 16 : transport + 18] = (-word % 65535).to_bytes(2, "little")
+            sequence = sequence + taken & 0xFFFFFFFF
         yield header, payload
 
 

@@ -83,7 +83,9 @@ class Table:
         self.ports = [_big(row[1]) for row in rows]
         self.flags: list[int] = [row[2] for row in rows]
         if not all(self.ports) or (self.addresses and not any(self.addresses[0])):
-            raise ValueError("peers: no port or address")
+            raise ValueError("peers: address or port is 0")
+        if any(flags > 1 for flags in self.flags):
+            raise ValueError("peers: unknown flags")
         self._by_address = {address: peer for peer, address in enumerate(self.addresses)}
 
     def sender(self, address: bytes) -> int | None:

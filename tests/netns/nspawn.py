@@ -10,7 +10,6 @@ import subprocess
 import sys
 import sysconfig
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,13 +30,29 @@ DPKG = ["force-unsafe-io", "path-exclude=/usr/share/doc/*", "path-exclude=/usr/s
 """Half of the time, as nobody needs these files after a power failure."""
 ALONE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--")
 """Prefixes a command whose death is that of all its processes; nspawn's machines outlive it otherwise."""
-HIERARCHIES = [Path("/sys/fs/cgroup", name) for name in ("", "systemd", "unified")]
-"""Where systemd may have its control groups, whatever their version."""
-WITHOUT_TRACE = 'mkdir -p /run/systemd/nspawn; mount -t tmpfs none /run/systemd/nspawn; exec "$@"'
-IN_CONTROL_GROUP = 'for one in $1; do echo $$ >"$one/cgroup.procs"; done; shift; exec "$@"'
+CONTROL_GROUPS = ("unshare", "--mount", "--cgroup", "sh", "-euc")
+"""Prefixes a script that mounts them, so that it does not matter how this system has them. In a namespace of
+their own, as a mount in the first one would set the options of all."""
+MOUNT = """
+mount -t tmpfs none /sys/fs/cgroup # the kernel refuses a file system where itself is mounted
+mount -t cgroup2 none /sys/fs/cgroup
+cd /sys/fs/cgroup
+"""
+ENTER = f"""{MOUNT}
+mkdir "$1"
+echo 0 >"$1/cgroup.procs"
+shift
+mount -t tmpfs none /run
+cd /
+exec "$@"
+"""
+"""Leaves no trace elsewhere, and two machines in one control group would kill each other's services."""
+REMOVE = f"""{MOUNT}
+[ ! -d "$1" ] || find "$1" -depth -type d -exec rmdir {{}} +
+"""
 MIRROR = "http://deb.debian.org/debian"
-LEADER = 2
-"""Its process 1 comes after unshare and nspawn."""
+LEVELS = 3
+"""Of process ids: this system's, those of `ALONE`, and the machine's own."""
 UNIT = "flanneld-py.service"
 SOURCE, PACKAGES_OF_PYTHON = "/opt/flanneld-py/source", "/opt/flanneld-py/packages"
 LAUNCHER = """#!{python}
@@ -138,11 +153,7 @@ class Machine:
         }
         if sys.base_prefix != "/usr":  # not Debian's Python: it comes along
             binds |= {path: path for path in (str(python), f"{sys.base_prefix}/lib")}
-        self._groups = [path / f"{host.workspace.directory.name}-{host.name}" for path in _hierarchies()]
-        for group in self._groups:
-            group.mkdir()
-        # Two machines in one control group would kill each other's services.
-        enter = ["sh", "-euc", IN_CONTROL_GROUP, "sh", " ".join(map(str, self._groups))]
+        self._group = f"{host.workspace.directory.name}-{host.name}"
         nspawn = [
             "systemd-nspawn",
             "--quiet",
@@ -159,8 +170,8 @@ class Machine:
             "--boot",
         ]
         env = {"SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network", "SYSTEMD_NSPAWN_LOCK": "0"}  # /proc/sys/net
-        tidy = ["sh", "-euc", WITHOUT_TRACE, "sh"]
-        self._process = host.spawn("machine", [*enter, *ALONE, *tidy, *nspawn], env=env)
+        enter = [*CONTROL_GROUPS, ENTER, "sh", self._group]
+        self._process = host.spawn("machine", [*ALONE, *enter, *nspawn], env=env)
 
     def boot(self) -> None:
         """Wait until it is up."""
@@ -175,7 +186,7 @@ class Machine:
     def _is_up(self) -> bool:
         if not self._process.running:
             raise LabError(f"{self._host.name} did not boot: {self._process.output().strip()}")
-        if len(descendants(self._process.pid)) <= LEADER:
+        if not self._first_processes():
             return False
         asked = self._ask(["systemctl", "is-system-running"])
         return asked.stdout.strip() in {"running", "degraded"}
@@ -183,7 +194,12 @@ class Machine:
     @property
     def _init(self) -> int:
         """Process 1 of the machine, as the host numbers it."""
-        return descendants(self._process.pid)[LEADER]
+        (pid,) = self._first_processes()
+        return pid
+
+    def _first_processes(self) -> list[int]:
+        """One, but at the very beginning."""
+        return [pid for pid in descendants(self._process.pid) if _is_first(pid)]
 
     def _ask(self, argv: Sequence[str], timeout: float = 30) -> subprocess.CompletedProcess[str]:
         enter = [
@@ -241,9 +257,12 @@ class Machine:
     def close(self) -> None:
         """Power off at once."""
         self._host.discard(self._process)
-        for group in self._groups:
-            # Whoever was in it is about to be reaped.
-            wait_for(partial(_removed, group), 10, f"{group} to be empty")
+        # Whoever was in it is about to be reaped.
+        wait_for(self._group_removed, 10, f"the control group {self._group} to be empty")
+
+    def _group_removed(self) -> bool:
+        argv = [*CONTROL_GROUPS, REMOVE, "sh", self._group]
+        return subprocess.run(argv, capture_output=True, check=False).returncode == 0
 
 
 @contextmanager
@@ -259,17 +278,12 @@ def machine(
         booted.close()
 
 
-def _hierarchies() -> list[Path]:
-    return [path for path in HIERARCHIES if (path / "cgroup.procs").exists()]
-
-
-def _removed(group: Path) -> bool:
-    """A control group and those in it, if there is no process left."""
-    with suppress(OSError):
-        for path in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
-            path.rmdir()
-        group.rmdir()
-    return not group.exists()
+def _is_first(pid: int) -> bool:
+    with suppress(OSError):  # it ended while we looked
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("NSpid:"):
+                return line.split()[LEVELS:] == ["1"]
+    return False
 
 
 def _lines(variables: Mapping[str, str]) -> str:

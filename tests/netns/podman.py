@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import tarfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -33,12 +34,18 @@ n=0
 while [ ! -e /data/stop ]; do n=$((n + 1)); printf '%0500d\\n' $n; usleep 10000; done
 echo end
 """
+WHO = """#!/bin/sh
+# The address that this server is asked from.
+printf 'Content-Type: text/plain\\r\\n\\r\\n%s\\n' "$REMOTE_ADDR"
+"""
+WEB = {"index.html": PAGE, "cgi-bin/download": DOWNLOAD, "cgi-bin/who": WHO}
 FILES = {
     "etc/passwd": "root:x:0:0:root:/:/bin/sh\n",
     "etc/group": "root:x:0:\n",
-    "www/index.html": PAGE,
-    "www/cgi-bin/download": DOWNLOAD,
+    **{f"www/{name}": text for name, text in WEB.items()},
 }
+HTTPD = ("httpd", "-f", "-p", "0.0.0.0:80", "-h")
+"""Of busybox; its folder follows. Without an address it would be asked from IPv4-mapped ones."""
 CONTAINERS_CONF = """
 [containers]
 cgroups = "disabled"
@@ -129,12 +136,11 @@ class Machine:
         self.run(["mount", "-t", "sysfs", "sysfs", "/sys"])  # that of the host's network namespace
         # Containers without cgroups: there is nothing to limit, and nothing to leave behind.
         self.run(["mount", "-t", "cgroup2", "cgroup2", "/sys/fs/cgroup"])
-        # Podman's and the plugins' own folders, at their usual places.
-        for place in ("/var/lib/containers", "/var/lib/cni", "/run"):
-            real = self.folder / place.strip("/").replace("/", "-")
-            real.mkdir()
-            Path(place).mkdir(exist_ok=True)
-            self.run(["mount", "--bind", str(real), place])
+        # What podman and the plugins write at its usual places.
+        for place in ("var/lib", "var/tmp", "run"):
+            (self.folder / place).mkdir(parents=True)
+        for place in ("var", "run"):
+            self.run(["mount", "--bind", str(self.folder / place), f"/{place}"])
 
     def __enter__(self) -> Self:
         return self
@@ -168,25 +174,46 @@ class Machine:
     def podman(self, *args: str) -> str:
         return self.run(["podman", *args]).strip()
 
-    def launch(self, name: str, *command: str, options: Sequence[str] = (), image: str = IMAGE) -> str:
-        """Start a container on the overlay; its address."""
+    def launch(
+        self,
+        name: str,
+        *command: str,
+        port: int | None = None,
+        options: Sequence[str] = (),
+        image: str = IMAGE,
+    ) -> str:
+        """Start a container on the overlay and wait until it listens at this TCP port; its address."""
         self.podman("run", "--detach", f"--name={name}", f"--network={NETWORK}", *options, image, *command)
-        return self.podman(
-            "inspect", "--format", f"{{{{.NetworkSettings.Networks.{NETWORK}.IPAddress}}}}", name
-        )
+        if port is not None:
+            listening = partial(self.inside, name, "netstat", "-ltn")
+            wait_for(listening, 10, f"{name} to listen", lambda seen: f":{port} " in seen)
+        return self.address(name)
+
+    def address(self, name: str) -> str:
+        """Of a container."""
+        template = f"{{{{.NetworkSettings.Networks.{NETWORK}.IPAddress}}}}"
+        return self.podman("inspect", "--format", template, name)
 
     def inside(self, name: str, *command: str) -> str:
         """Output of a command in a container."""
         return self.podman("exec", name, *command)
 
+    def fetch(self, name: str, url: str) -> str:
+        """What a container downloads; CommandFailed when it takes 10 s."""
+        return self.inside(name, "timeout", "10", "wget", "-qO-", url)
+
+    def answered(self, name: str, path: str) -> list[int]:
+        """Sequence numbers in the output of a ping."""
+        return [int(number) for number in re.findall(r"seq=(\d+)", self.inside(name, "cat", path))]
+
     @property
     def allocated(self) -> list[str]:
         """Addresses that host-local has given away."""
-        folder = self.folder / "var-lib-cni" / "networks" / NETWORK
+        folder = self.folder / "var/lib/cni/networks" / NETWORK
         return sorted(path.name for path in folder.glob("[0-9]*"))
 
     @property
     def states(self) -> list[str]:
         """Files of cni/flannel."""
-        folder = self.folder / "var-lib-cni" / "flannel"
+        folder = self.folder / "var/lib/cni/flannel"
         return sorted(path.name for path in folder.iterdir() if stat.S_ISREG(path.stat().st_mode))

@@ -246,8 +246,8 @@ def test_what_is_not_ours_is_not_seen(net: Namespace, tables: RtnetlinkTables) -
         "route add 10.5.4.0/24 via 192.0.2.9 proto static",
         "route add 10.5.5.0/24 via 192.0.2.9",
         "route add fd00:5:4::/64 via fd99::9",
-        "nexthop add id 7 via 192.0.2.9 dev u0 proto 96",
-        f"nexthop add id {nexthop_ids('/another/prefix')[5]} via 192.0.2.9 dev u0 proto 96",
+        "nexthop add id 7 via 192.0.2.9 dev u0 proto kernel",
+        f"nexthop add id {nexthop_ids('/another/prefix')[5]} via 192.0.2.9 dev u0 proto kernel",
         f"nexthop add id {nexthop_ids(PREFIX)[5]} via 192.0.2.9 dev u0 proto static",
     )
     for line in ("other dst 192.0.2.3", f"{DEV} dst 239.1.1.1", f"{DEV} dst 192.0.2.3 dynamic"):
@@ -288,8 +288,10 @@ def test_a_taken_id_costs_one_attempt(net: Namespace, tables: RtnetlinkTables) -
 def test_all_ids_of_a_nexthop_are_deleted(net: Namespace, tables: RtnetlinkTables) -> None:
     ids = nexthop_ids(PREFIX)
     for number in (ids[7], ids[9]):
-        net.ip(f"nexthop add id {number} via 10.5.3.0 dev {DEV} onlink proto 96")
-    net.ip(f"nexthop add id {ids[11]} blackhole proto 96", f"route add 10.5.9.0/24 nhid {ids[11]} proto 96")
+        net.ip(f"nexthop add id {number} via 10.5.3.0 dev {DEV} onlink proto kernel")
+    net.ip(
+        f"nexthop add id {ids[11]} blackhole proto kernel", f"route add 10.5.9.0/24 nhid {ids[11]} proto 96"
+    )
     seen = tables.observe(SCOPE)
     odd = NextHop("", NOWHERE[4], onlink=False)
     assert seen.nexthops == {NextHop(DEV, ip_address("10.5.3.0"), onlink=True): True, odd: True}
@@ -317,7 +319,7 @@ def test_a_route_through_another_daemons_nexthop_is_not_ours(net: Namespace, tab
         "link add other type vxlan id 7 dstport 8472 dev u0",
         "link set other alias flanneld-py:/another/prefix up",
         "nexthop add id 7 via 192.0.2.9 dev u0",
-        f"nexthop add id {ident} via 192.0.2.9 dev u0 proto 96",
+        f"nexthop add id {ident} via 192.0.2.9 dev u0 proto kernel",
         f"route add 10.5.3.0/24 nhid {ident} proto 96",
         "route add 10.5.4.0/24 nhid 7 proto 96",
         "route add fd00:5:3::/64 via fd00:5:3:: dev other onlink proto 96",
@@ -334,8 +336,8 @@ def test_a_nexthop_of_another_prefix_that_shares_our_ids_is_not_ours(
     net.ip(
         "link add other type vxlan id 7 dstport 8472 dev u0",
         "link set other alias flanneld-py:/another/prefix up",
-        f"nexthop add id {ids[0]} via 10.9.3.0 dev other onlink proto 96",
-        f"nexthop add id {ids[1]} via 192.0.2.3 dev u0 proto 96",
+        f"nexthop add id {ids[0]} via 10.9.3.0 dev other onlink proto kernel",
+        f"nexthop add id {ids[1]} via 192.0.2.3 dev u0 proto kernel",
         f"route add 10.9.4.0/24 nhid {ids[1]} proto 96",
     )
     theirs = net.show("nexthop")
@@ -355,7 +357,7 @@ def test_a_nexthop_of_another_prefix_that_shares_our_ids_is_not_ours(
 def test_a_nexthop_left_by_an_earlier_process_is_ours(
     net: Namespace, tables: RtnetlinkTables, line: str
 ) -> None:
-    net.ip(f"nexthop add id {nexthop_ids(PREFIX)[9]} {line} proto 96")
+    net.ip(f"nexthop add id {nexthop_ids(PREFIX)[9]} {line} proto kernel")
     seen = tables.observe(ADOPTING).nexthops
     assert len(seen) == 1
     carry_out(tables, [[Op("del", "nexthops", hop) for hop in seen]])

@@ -101,7 +101,7 @@ def test_old_versions_have_results_of_their_own(alpha: Host, version: str) -> No
 
 def test_t47_state_of_an_ipv4_container(alpha: Host) -> None:
     runtime = prepared(alpha)
-    del runtime.conf["cniVersion"], runtime.conf["ipam"]
+    del runtime.conf["cniVersion"]
     runtime.conf["delegate"] = {"bridge": "cni0"}
     container = runtime.container("some-container-id-ipv4")
     result = finished(container.start_add()).result
@@ -116,6 +116,7 @@ def test_t47_state_of_an_ipv4_container(alpha: Host) -> None:
         "mtu": 1450,
         "ipam": {
             "type": "host-local",
+            "dataDir": str(runtime.ipam_dir),  # the machine's own is not for tests
             "ranges": [[{"subnet": "10.1.17.0/24"}]],
             "routes": [{"dst": "10.1.0.0/16"}],
         },

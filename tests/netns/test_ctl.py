@@ -110,7 +110,42 @@ def test_status_of_a_killed_daemon_is_its_file(lab: Lab) -> None:
     assert "What follows is what it wrote 0 s ago" in said.out
     assert "10.5." in said.out
     told = flannelctl(alpha, "status", "--json")
-    assert (told.code, told.json["source"], told.json["state"]) == (1, "file", "in sync")
+    assert (told.code, told.json["source"], told.json["state"]) == (1, "file", "killed")
+    assert not told.json["ready"]
+    assert f"the daemon (pid {alpha.daemon.pid}) was killed or crashed" in said.out
+
+
+def rename_link(host: Host, name: str, other: str) -> None:
+    for args in ((name, "down"), (name, "name", other), (other, "up")):
+        host.ip("link", "set", *args)
+
+
+def test_status_of_a_start_that_failed_tells_why(lab: Lab) -> None:
+    """And not what the run before it wrote."""
+    (alpha,) = overlay(lab, "vxlan", "alpha")
+    alpha.daemon.terminate()
+    rename_link(alpha, "eth0", "wan0")
+    assert alpha.start_daemon().wait_exit() == 78
+    rename_link(alpha, "wan0", "eth0")
+    said = flannelctl(alpha, "status")
+    assert said.code == 1
+    assert "stopped, not ready" in said.out
+    assert "start-failed" in said.out
+    assert "--iface 'eth0': there is no such interface; set --iface to one of: wan0" in said.out
+    assert "in sync" not in said.out
+    assert "cni0" not in said.out, "the pods' bridge is no way between hosts"
+    assert "this host" in flannelctl(alpha, "leases").out
+    alpha.start_daemon().wait_ready()
+    wait_status(alpha, "in sync, ready")
+
+
+def test_a_start_beside_a_running_daemon_leaves_its_status_alone(lab: Lab) -> None:
+    (alpha,) = overlay(lab, "vxlan", "alpha")
+    running, before = alpha.daemon, alpha.status_file.read_text()
+    assert alpha.start_daemon(["--iface=nope"]).wait_exit() == 78
+    assert json.loads(alpha.status_file.read_text())["pid"] == running.pid
+    assert "start-failed" not in alpha.status_file.read_text(), before
+    assert running.terminate() == 0
 
 
 def test_status_of_a_daemon_whose_files_somebody_removed(lab: Lab) -> None:
@@ -262,6 +297,22 @@ def test_plan_of_a_waiting_daemon_is_not_empty_but_absent(lab: Lab) -> None:
     assert (said.code, said.out) == (1, "")
 
 
+def test_whoever_may_not_ask_is_told_so_and_nothing_else(lab: Lab) -> None:
+    (alpha,) = overlay(lab, "vxlan", "alpha")
+    for folder in (alpha.run_directory, *alpha.run_directory.parents[:2]):
+        folder.chmod(0o755)
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    flags = [f"--subnet-file={alpha.subnet_file}", f"--etcd-prefix={alpha.prefix}", "--env-file=/dev/null"]
+    for command in (["plan"], ["config", "apply"]):
+        argv = [*nobody, sys.executable, "-m", "flanneld_py.cli.ctl.main", *flags, *command]
+        with pytest.raises(CommandFailed) as caught:
+            alpha.run(argv)
+        assert f"no daemon to ask: {alpha.control_socket}: permission denied; ask as root" in str(
+            caught.value
+        )
+        assert "start flanneld-py" not in str(caught.value)
+
+
 # --- cleanup --------------------------------------------------------------------------------------
 
 
@@ -318,6 +369,10 @@ def test_cleanup_refuses_while_the_daemon_runs(lab: Lab) -> None:
         said = flannelctl(alpha, *args)
         assert (said.code, said.out) == (1, "")
         assert "another flanneld-py" in said.err
+        assert "; stop it first (systemctl stop flanneld-py)" in said.err
+    said = flannelctl(alpha, "cleanup", "--etcd-prefix=/other")
+    assert (said.code, said.out) == (1, "")
+    assert "is in use by another flanneld-py; stop that, or give the --subnet-file and" in said.err
     assert changes(before, host_state(alpha)) == []
 
 

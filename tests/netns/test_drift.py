@@ -83,6 +83,11 @@ FLUSH_ROUTES = (
     "sysctl -qw net.ipv4.nexthop_compat_mode=0; ip route flush proto 96; "
     "sysctl -qw net.ipv4.nexthop_compat_mode=1"
 )
+RENAME = (
+    "ip link set flannel.1 name lost0 2>/dev/null || "
+    # Before Linux 6.2 it must be down for that.
+    "printf 'link set %s\\n' 'flannel.1 down' 'flannel.1 name lost0' 'lost0 up' | ip -batch -"
+)
 ROUTE, NEXTHOP, NEIGH, FDB = "route {subnet}", "nexthop {gateway}", "neigh {base}", "fdb {mac}"
 LINK = "link flannel.1"
 BY_ROUTER = "via 192.0.2.254 dev eth0"
@@ -147,13 +152,14 @@ DEVICE = (
     Drift("link down", "links", "ip link set flannel.1 down", LINK, "up=False"),
 )
 FLUSHED = (Drift("routes flushed", "routes", FLUSH_ROUTES, ROUTE),)
-HOPS_FLUSHED = (Drift("nexthops flushed", "nexthops", "ip nexthop flush proto 96", NEXTHOP),)
+HOPS_FLUSHED = (Drift("nexthops flushed", "nexthops", "ip nexthop flush proto 2", NEXTHOP),)
+RENAMED = (Drift("link renamed", "links", RENAME, LINK),)
 DELETED = (Drift("link deleted", "links", "ip link delete flannel.1", LINK),)
 RESTARTED = (Drift("eth0 down and up", "routes", f"ip link set eth0 down; {INTERFACE_UP}", ROUTE),)
 
 DRIFTS: dict[str, tuple[tuple[Drift, ...], ...]] = {
     "host-gw": (ROUTES, FLUSHED, HOPS_FLUSHED, RESTARTED),
-    "vxlan": ((*ROUTES, *ROWS), DEVICE, FLUSHED, HOPS_FLUSHED, DELETED),
+    "vxlan": ((*ROUTES, *ROWS), DEVICE, FLUSHED, HOPS_FLUSHED, RENAMED, DELETED),
 }
 """In groups of those that can be seen side by side on one host, each done to another peer."""
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flanneld_py.lab import Transfer
+from flanneld_py.lab import Transfer, wait_for
 from tests.netns.observing import wait_problem, wait_status
-from tests.netns.oracle import actual, device_of, own_key, subnets_of, wait_in_order
+from tests.netns.oracle import actual, device_of, differences, own_key, subnets_of, wait_in_order
 from tests.netns.scenes import BACKENDS, FAMILIES, MTU, NETWORK, NETWORK6, family_config
 
 if TYPE_CHECKING:
@@ -145,6 +145,25 @@ def test_router_advertisements_inside_the_overlay_are_ignored(lab: Lab, families
         assert alpha.run(["cat", f"/proc/sys/net/ipv6/conf/{device}/accept_ra"]) == "0\n"
 
 
+@pytest.mark.parametrize("families", ["dual-stack", "ipv6"])
+def test_a_host_that_disables_ipv6_where_it_is_not_asked_for_has_it_in_the_overlay(
+    lab: Lab, families: str
+) -> None:
+    """As hosts do whose administrators want no IPv6 on what comes by itself."""
+    lab.etcd.put_config(family_config("vxlan", families))
+    hosts = alpha, beta = lab.add_hosts("alpha", "beta", families=FAMILIES[families])
+    for host in hosts:
+        host.run(["sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1"])
+        host.start_daemon()
+    for host in hosts:
+        host.daemon.wait_ready()
+    for host in hosts:
+        wait_in_order(host, "vxlan")
+    alpha.run(["sysctl", "-qw", "net.ipv6.conf.flannel-v6/1.disable_ipv6=1"])
+    wait_for(lambda: differences(alpha, "vxlan"), 2, "IPv6 to be back", lambda rows: not rows)
+    assert beta.daemon.status()["drift"]["repaired"] == {}
+
+
 def test_host_gw_names_a_next_hop_that_is_not_on_link(lab: Lab) -> None:
     """The row stays wanted: once the host is connected to that network, it stands."""
     lab.etcd.put_config(family_config("host-gw", "dual-stack"))
@@ -216,7 +235,7 @@ def wipe(host: Host) -> None:
     """As after a reinstallation: nothing in the kernel, no files."""
     for link in host.ip("link", "show", "type", "vxlan"):
         host.ip("link", "delete", link["ifname"])
-    host.run(["ip", "nexthop", "flush", "proto", "96"])
+    host.run(["ip", "nexthop", "flush", "proto", "2"])
     host.run(["ip", "-6", "route", "flush", "proto", "96"])
     for directory in (host.run_directory, host.state_directory):
         shutil.rmtree(directory, ignore_errors=True)

@@ -225,6 +225,32 @@ def follow(change: Change, alpha: Host, others: list[Host], backend: str) -> flo
     return took
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_gets_the_name_of_the_interface_in_use_is_not_taken_for_it(lab: Lab, backend: str) -> None:
+    """--iface names it, so it stays a problem; but what there is goes on working."""
+    alpha, others = start(lab, backend)
+    sh(RENAMED)(alpha)
+    alpha.ip_batch(["link add eth0 type bridge", "link set eth0 up"])
+    sh(UP, "ens9")(alpha)
+    wait_status(
+        alpha.daemon,
+        "the problem",
+        lambda seen: (
+            [(p["code"], "ens9" in p["reason"]) for p in seen["problems"]] == [("host-interface", True)]
+        ),
+    )
+    alpha.daemon.send_signal(signal.SIGHUP)
+    wait_for(lambda: all(is_reached(alpha, other) for other in others), BACK_WITHIN, "traffic", bool)
+    if backend == "vxlan":
+        (link,) = alpha.ip("-d", "link", "show", "type", "vxlan")
+        assert link["linkinfo"]["info_data"]["link"] == "ens9"
+    assert alpha.daemon.status()["drift"]["failed"] == []
+
+    alpha.ip("link", "delete", "eth0")
+    sh(f"ip link set ens9 down; ip link set ens9 name eth0; {UP}")(alpha)
+    wait_all_in_order(backend, alpha, others)
+
+
 @pytest.mark.parametrize("families", ["ipv4", "dual-stack"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_mtu_is_followed_down_and_up(lab: Lab, backend: str, families: str) -> None:

@@ -116,7 +116,9 @@ def test_nothing_is_left_out(installed: Installed) -> None:
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 text = path.read_text().replace("/usr/local/bin/", "/usr/bin/")
-                assert text.replace("/usr/local/share/", "/usr/share/") in texts, path
+                text = text.replace("/usr/local/share/", "/usr/share/")
+                # The CNI plugin has its compiled self around it.
+                assert any(text in one if path.parent.name == "cni" else text == one for one in texts), path
 
 
 def test_no_file_speaks_of_another_place(installed: Installed) -> None:

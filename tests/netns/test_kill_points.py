@@ -170,7 +170,7 @@ def wipe(host: Host) -> None:
     """As after a reinstallation: nothing in the kernel, no files."""
     if any(link["ifname"] == "flannel.1" for link in host.ip("link", "show")):
         host.ip("link", "delete", "flannel.1")
-    host.run(["ip", "nexthop", "flush", "proto", "96"])
+    host.run(["ip", "nexthop", "flush", "proto", "2"])
     for directory in (host.run_directory, host.state_directory):
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -99,6 +99,9 @@ def test_exit_ends_with_75_and_a_line_that_names_the_holder(lab: Lab) -> None:
     (stop,) = events(alpha.daemon, "stop")
     assert "signal" not in stop, "nobody has sent one"
     assert stop["reason"] in said
+    told = alpha.daemon.status()
+    assert (told["state"], told["ready"], told["problems"][0]["code"]) == ("stopped", False, "ended")
+    assert told["problems"][0]["reason"] in said
     left = alpha.ip("address", "show", "dev", "flannel.1")[0]["addr_info"]
     assert [a["local"] for a in left] == [a["local"] for a in rows], "the data plane stays"
     # Whoever starts it again gets another subnet.

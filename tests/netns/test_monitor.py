@@ -76,7 +76,7 @@ def net() -> Iterator[Namespace]:
             f"addr add 10.5.34.0/32 dev {DEV}",
             f"neigh add 10.5.3.0 dev {DEV} lladdr {MAC} nud permanent",
             f"neigh add fd00:5:3:: dev {DEV} lladdr {MAC} nud permanent",
-            f"nexthop add id {ID} via 10.5.3.0 dev {DEV} onlink proto 96",
+            f"nexthop add id {ID} via 10.5.3.0 dev {DEV} onlink proto kernel",
             f"route add 10.5.3.0/24 nhid {ID} proto 96",
             f"route add fd00:5:3::/64 via fd00:5:3:: dev {DEV} onlink proto 96",
         )
@@ -120,7 +120,7 @@ def monitor(agent: Agent) -> Monitor:
         "route prepend 10.5.3.0/24 via 192.0.2.9",
         "bridge fdb replace 02:00:00:00:00:03 dev flannel.1 self dynamic dst 192.0.2.3",
         "bridge fdb replace 02:00:00:00:00:03 dev flannel.1 self static dst 192.0.2.9",
-        "nexthop flush proto 96",
+        "nexthop flush proto 2",
         "bridge fdb del 02:00:00:00:00:03 dev flannel.1 self",
         "bridge fdb replace 02:00:00:00:00:03 dev flannel.1 self permanent dst 192.0.2.9",
         "bridge fdb replace 02:00:00:00:00:09 dev flannel.1 self permanent dst 192.0.2.9",

@@ -18,7 +18,7 @@ import pytest
 
 from flanneld_py.lab import wait_for
 from tests.netns.kernel_writes import STRACE, kernel_writes
-from tests.netns.observing import codes, events, start_pings, wait_answers, wait_status
+from tests.netns.observing import codes, events, start_pings, wait_answers, wait_held, wait_status
 from tests.netns.oracle import actual, differences, own_key, wait_in_order
 from tests.netns.peers import change_peers, make_peers
 from tests.netns.registry_history import revision, stored
@@ -381,12 +381,32 @@ def test_garbage_over_our_own_record_is_put_right(lab: Lab, backend: str) -> Non
         assert differences(host, backend) == []
 
 
-def test_garbage_over_our_record_while_the_daemon_was_down_is_left_alone(lab: Lab) -> None:
+def test_garbage_over_our_record_while_the_daemon_was_down_is_put_right(lab: Lab) -> None:
+    """The others keep the peer that they could read, and would take it for another one elsewhere."""
+    alpha, beta = overlay(lab, "vxlan", "alpha", "beta")
+    before = stored(lab.etcd, own_key(beta))
+    assert before is not None
+    ping = start_pings(alpha, beta)
+    beta.daemon.kill()
+    put_raw(lab.etcd, before.key, "garbage")
+    wait_status(alpha.daemon, "the garbage", lambda s: s["peers"]["bad_count"] == 1)
+    beta.start_daemon().wait_ready()
+    after = stored(lab.etcd, before.key)
+    assert after is not None
+    assert (after.text, after.lease) == (before.text, before.lease)
+    wait_held(beta.daemon, before.key)
+    for host in (alpha, beta):
+        wait_in_order(host, "vxlan")
+    assert ping.stop().lost == ()
+
+
+def test_what_cannot_be_read_at_our_key_and_somebody_keeps_alive_is_left_alone(lab: Lab) -> None:
     """It may be the record of somebody whose language we do not speak."""
     _, beta = overlay(lab, "vxlan", "alpha", "beta")
     key = own_key(beta)
     beta.daemon.kill()
-    put_raw(lab.etcd, key, "garbage")
+    lease = lab.etcd.ctl("lease", "grant", "600").split()[1]
+    lab.etcd.ctl("put", f"--lease={lease}", f"{lab.etcd.prefix}/subnets/{key}", "--", "garbage")
     standing = stored(lab.etcd, key)
     beta.start_daemon()
     status = wait_status(beta.daemon, "another lease", lambda s: s["lease"]["state"] == "held")

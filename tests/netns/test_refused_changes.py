@@ -69,6 +69,64 @@ def test_a_change_that_was_refused_is_taken_back(lab: Lab) -> None:
     talk(one, other)
 
 
+@pytest.mark.parametrize("kind", ["bridge", "vxlan id 9 dstport 4790 dev eth0"])
+def test_a_device_whose_name_another_has_taken_goes_on_working_under_its_own(lab: Lab, kind: str) -> None:
+    """It is in the way of the one that is wanted, which cannot be made either."""
+    one, other = overlay(lab, "vxlan", "alpha", "beta")
+    ping = start_pings(one, other)
+    one.ip_batch([f"link add foreign type {kind}"])
+    one.daemon.send_signal(signal.SIGSTOP)
+    try:
+        one.ip_batch(["link set flannel.1 name lost0", "link set foreign name flannel.1"])
+    except CommandFailed:
+        pytest.skip("before Linux 6.2 a device must be down to be renamed, and loses its routes")
+    finally:
+        one.daemon.send_signal(signal.SIGCONT)
+    (before,) = one.ip("link", "show", "dev", "lost0")
+    wait_problem(one.daemon, "apply-failed", "device flannel.1 exists and is not ours")
+    for _ in range(2):
+        os.kill(one.daemon.pid, signal.SIGHUP)
+        wait_answers(ping)
+    (after,) = one.ip("link", "show", "dev", "lost0")
+    assert after["ifindex"] == before["ifindex"]
+    assert ping.stop().lost == ()
+
+    one.ip("link", "delete", "flannel.1")
+    wait_in_order(one, "vxlan")
+    assert {*vxlan_devices(one)} == {"flannel.1"}
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    ["id 7 dstport 8472", "id 9 dstport 8472"],
+    ids=["with the VNI", "with other marks on the port"],
+)
+def test_a_device_goes_only_when_what_it_makes_room_for_can_be_made(lab: Lab, foreign: str) -> None:
+    """With GBP a socket of its own is needed, which the port has only once."""
+    one, other = overlay(lab, "vxlan", "alpha", "beta")
+    marks = " gbp" if "id 7" in foreign else ""
+    one.ip_batch([f"link add foreign type vxlan {foreign} dev eth0{marks}"])
+    if not marks:
+        one.ip("link", "set", "foreign", "up")
+    (before,) = one.ip("link", "show", "dev", "flannel.1")
+    ping = start_pings(one, other)
+    other.daemon.terminate()
+    change(lab, options={"VNI": 7, "GBP": True})
+    wait_problem(one.daemon, "apply-failed", "foreign")
+    os.kill(one.daemon.pid, signal.SIGHUP)
+    wait_answers(ping)
+    (after,) = one.ip("link", "show", "dev", "flannel.1")
+    assert after["ifindex"] == before["ifindex"]
+    assert ping.stop().lost == ()
+
+    one.ip("link", "delete", "foreign")
+    other.start_daemon()
+    for host in (one, other):
+        wait_well(host, state="in sync")
+        assert {*vxlan_devices(host)} == {"flannel.7"}
+    talk(one, other)
+
+
 def start_families(lab: Lab, families: str) -> list[Host]:
     lab.etcd.put_config(family_config("vxlan", families))
     hosts = lab.add_hosts("alpha", "beta", families=FAMILIES[families])

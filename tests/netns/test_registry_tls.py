@@ -45,10 +45,12 @@ def test_tls(tmp_path: Path, servers: Callable[..., Etcd], connect: Callable[...
     trusted = tmp_path / "trusted.crt"
     trusted.write_bytes(other.ca.read_bytes())
     registry = connect(server.url, ca_file=str(trusted))
-    for doubtful in (registry, connect(server.url)):  # the second trusts the system's CAs
-        with pytest.raises(
-            Refused, match=f"etcd {server.url}: TLS verification failed: .* \\(--etcd-cafile\\)"
-        ):
+    # Without a file the system's CAs are trusted.
+    for doubtful, told in (
+        (registry, f"--etcd-cafile {trusted}"),
+        (connect(server.url), "no --etcd-cafile: "),
+    ):
+        with pytest.raises(Refused, match=f"etcd {server.url}: TLS verification failed: .* \\({told}"):
             doubtful.list()
     trusted.write_bytes(ours.ca.read_bytes())
     assert registry.list().entries == ()
@@ -280,7 +282,7 @@ def test_a_wrong_ca_at_first_contact_ends_the_daemon(fresh_lab: Lab, tmp_path: P
     daemon = alpha.start_daemon([f"--etcd-cafile={other.ca}"])
     assert daemon.wait_exit() == EX_CONFIG
     *log, last = daemon.log_text().splitlines()
-    reason = "TLS verification failed: unable to get local issuer certificate (--etcd-cafile)"
+    reason = f"TLS verification failed: unable to get local issuer certificate (--etcd-cafile {other.ca})"
     assert last == f"flanneld-py: etcd {fresh_lab.etcd.endpoint}: {reason}"
     for line in log:
         json.loads(line)

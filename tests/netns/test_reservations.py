@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -323,6 +324,29 @@ def test_this_hosts_own_is_refused_while_its_daemon_runs(lab: Lab) -> None:
     alpha.daemon.terminate()
     assert release(alpha, key, "--force").code == 0
     assert stored(lab.etcd, key) is None
+
+
+def test_this_hosts_own_is_refused_while_its_daemon_runs_and_does_not_answer(lab: Lab) -> None:
+    (alpha,) = overlay(lab, "vxlan", "alpha")
+    key = own_key(alpha)
+    assert reserve(alpha, key).code == 0
+    assert reserve(alpha, SUBNET, "--public-ip=192.0.2.200").code == 0
+    wait_status(alpha.daemon, "the reservation", lambda s: s["lease"]["ttl"] == 0)
+    alpha.daemon.send_signal(signal.SIGSTOP)
+    try:
+        said = release(alpha, key, "--force")
+        assert said.code == 1, said
+        assert f"{key} is this host's own, and its daemon (pid {alpha.daemon.pid}) runs, though" in said.err
+        alpha.control_socket.unlink()
+        assert release(alpha, key, "--force").code == 1
+        assert release(alpha, SUBNET).code == 0, "another's"
+        alpha.status_file.unlink()
+        said = release(alpha, key, "--force")
+        assert said.code == 1, said
+        assert f"{key} may be this host's own, whose daemon runs and cannot be asked" in said.err
+    finally:
+        alpha.daemon.send_signal(signal.SIGCONT)
+    assert stored(lab.etcd, key) is not None
 
 
 def test_a_released_live_host_claims_its_subnet_anew(lab: Lab) -> None:

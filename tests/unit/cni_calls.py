@@ -75,6 +75,8 @@ class Setting:
         self.subnet_file = self.folder / "subnet.env"
         if self.lease is not None:
             self.subnet_file.write_text(self.lease)
+        self.command = [str(PLUGIN)]
+        """What is run as the plugin."""
         self.conf = {
             "cniVersion": "1.0.0",
             "name": "cni-flannel",
@@ -109,7 +111,7 @@ class Setting:
             **env,
         }
         return subprocess.run(
-            [PLUGIN],
+            self.command,
             input=json.dumps(self.conf) if stdin is None else stdin,
             env={name: value for name, value in variables.items() if value},
             capture_output=True,

@@ -87,14 +87,32 @@ def test_a_subnet_around_the_network() -> None:
         ("192.0.2.1", "public address 192.0.2.1 is this host's own"),
         ("192.0.2.200", "public address 192.0.2.200 is this host's own"),
         ("203.0.113.1", "public address 203.0.113.1 is this host's own"),
+        ("203.0.113.2", None),
     ],
 )
-def test_a_public_address_that_cannot_be_a_peers(public: str, said: str) -> None:
-    here = host(1)
-    external = replace(here.external, public=PerFamily(ip_address("203.0.113.1")))
+def test_a_public_address_that_cannot_be_a_peers(public: str, said: str | None) -> None:
+    """What we publish is ours; not so what a flag demands, and another host publishes still."""
+    here, own = host(1), replace(OWN, public_ips=PerFamily(ip_address("203.0.113.1")))
+    external = replace(here.external, public=PerFamily(ip_address("203.0.113.2")))
     more = frozenset({ip_address("192.0.2.200")})
     here = replace(here, external=external, local_addresses=here.local_addresses | more)
-    assert reason(peer(9, public_ips=PerFamily(ip_address(public))), here=here) == said
+    theirs = peer(9, public_ips=PerFamily(ip_address(public)))
+    assert screened(World((own, theirs), own=own, here=here)).rejected.get(theirs.key) == said
+
+
+@pytest.mark.parametrize("address", [underlay(4, 1), ip_address("192.0.2.200")])
+def test_our_own_next_record_is_no_strangers(address: Any) -> None:
+    """It is in the registry a moment before it is held; the address may have changed with it."""
+    fresh = replace(
+        OWN, key="10.6.9.0-24", subnets=PerFamily(ip_network("10.6.9.0/24")), public_ips=PerFamily(address)
+    )
+    here = host(1, local_addresses=frozenset({underlay(4, 1), ip_address("192.0.2.200")}))
+    assert screened(World((OWN, fresh), here=here)) == Peers()
+    assert screened(World((fresh,), here=here)) == Peers()
+    elsewhere = replace(fresh, public_ips=PerFamily(underlay(4, 7)))
+    assert screened(World((OWN, elsewhere), here=here)).rejected.keys() == {fresh.key}, "a clone's"
+    nobodys = replace(fresh, node_id="")
+    assert screened(World((OWN, nobodys), here=here)).rejected.keys() == {fresh.key}
 
 
 def test_no_public_address() -> None:

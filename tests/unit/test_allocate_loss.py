@@ -10,7 +10,18 @@ from typing import Any
 import pytest
 
 from flanneld_py.core.allocate import decide_lease
-from flanneld_py.core.leasedecision import Adopt, Claim, Conflict, End, Keep, Rename, Wait, Wish
+from flanneld_py.core.leasedecision import (
+    Adopt,
+    Claim,
+    Conflict,
+    End,
+    Keep,
+    Move,
+    Rename,
+    Restore,
+    Wait,
+    Wish,
+)
 from flanneld_py.model import PerFamily, Record
 from tests.unit import strategies
 from tests.unit.leasing import decide, record, wish
@@ -86,16 +97,61 @@ def test_a_clone_that_took_it() -> None:
     assert isinstance(decide(stolen, by=after(on_loss="exit")), End)
 
 
-def test_an_unreadable_key_in_its_place_is_not_fled_from() -> None:
-    seen = replace(snapshot_of([]), bad={HELD.key: "garbage"})
+def test_a_record_of_an_earlier_time_makes_way_for_the_lease_that_is_held() -> None:
+    """As a registry shows that was restored from a backup; containers have addresses of the later one."""
+    earlier = record(4, 1, etcd_lease=9)
+    found = decide(earlier, record(5, 2), by=after())
+    assert isinstance(found, Move)
+    assert (found.record, found.wanted.key) == (earlier, HELD.key)
+    assert decide(earlier, TAKEN, by=after()) == Keep(earlier), "somebody else has it by now"
+    assert decide(replace(earlier, etcd_lease=0), by=after()) == Keep(replace(earlier, etcd_lease=0))
+    assert decide(earlier, by=wish(1, previous=(HELD.subnets,))) == Keep(earlier), "in etcd, not in memory"
 
-    def found(on_loss: Any) -> object:
-        return decide_lease(strategies.config(), seen, host(1), after(on_loss=on_loss), Random(1))
 
-    waits = found("hold")
+def unreadable(asked: Wish, *records: Record, key: str = HELD.key) -> object:
+    """What host 1 does while somebody's garbage stands at the key."""
+    seen = replace(snapshot_of(records), bad={key: "garbage"})
+    return decide_lease(strategies.config(), seen, host(1), asked, Random(1))
+
+
+@pytest.mark.parametrize("on_loss", ["hold", "renumber", "exit"])
+def test_what_was_written_over_our_record_and_cannot_be_read_is_put_right(on_loss: Any) -> None:
+    assert unreadable(after(on_loss=on_loss)) == Restore(
+        replace(HELD, create_revision=0, mod_revision=0, vtep_macs=PerFamily())
+    )
+
+
+@pytest.mark.parametrize("etcd_lease", [0, 9])
+def test_so_it_is_after_a_restart_and_a_reservation_stays_one(etcd_lease: int) -> None:
+    asked = wish(1, last_key=HELD.key, previous=(HELD.subnets,), etcd_lease=etcd_lease)
+    found = unreadable(asked, record(4, 2))
+    assert isinstance(found, Restore)
+    assert (found.wanted.key, found.wanted.node_id) == (HELD.key, "node-1")
+    assert found.wanted.etcd_lease == etcd_lease
+
+
+def test_but_not_where_it_would_harm_somebody_or_could_not_be_read_again() -> None:
+    asked = wish(1, last_key=HELD.key, previous=(HELD.subnets,), etcd_lease=9)
+    wider = replace(TAKEN, subnets=PerFamily(ip_network("10.5.2.0/23")), key="10.5.2.0-23")
+    elsewhere = [
+        unreadable(asked, wider),
+        unreadable(replace(asked, last_key="")),
+        unreadable(replace(asked, foreign=frozenset({HELD.key}))),
+        unreadable(replace(asked, last_key=""), key=""),
+    ]
+    for found in elsewhere:
+        assert isinstance(found, Claim)
+    dual = f"{HELD.key}&fd00:5:0:3::-64"
+    assert isinstance(unreadable(replace(asked, last_key=dual), key=dual), Claim)
+    assert unreadable(asked, record(4, 1)) == Keep(record(4, 1)), "another lease is held"
+
+
+def test_a_key_that_somebody_else_keeps_alive_is_not_fled_from() -> None:
+    theirs = frozenset({HELD.key})
+    waits = unreadable(after(foreign=theirs))
     assert isinstance(waits, Wait)
     assert "10.5.3.0-24, that cannot be read" in waits.reason
-    assert isinstance(found("renumber"), Claim)
+    assert isinstance(unreadable(after(foreign=theirs, on_loss="renumber")), Claim)
 
 
 def test_a_subnet_that_the_config_allows_no_more_is_given_up() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flanneld_py.core.allocate import decide_lease
+from flanneld_py.core.config import parse_config
 from flanneld_py.core.leasedecision import (
     Adopt,
     Claim,
@@ -20,6 +21,7 @@ from flanneld_py.core.leasedecision import (
     Move,
     Release,
     Rename,
+    Restore,
     Wait,
     Wish,
 )
@@ -160,6 +162,12 @@ class Etcd:
         self.entries[old.key] = (encode(wanted), created, self.revision, lease)
         return True
 
+    def overwrite(self, wanted: Record) -> bool:
+        self.revision += 1
+        _, created, _, _ = self.entries[wanted.key]
+        self.entries[wanted.key] = (encode(wanted), created, self.revision, wanted.etcd_lease)
+        return True
+
     def move(self, old: Record, wanted: Record) -> bool:
         if not self._is_still(old) or wanted.key in self.entries:
             return False
@@ -215,6 +223,8 @@ class Node:
                 return etcd.move(old, wanted)
             case Release(old, _):
                 return etcd.delete(old)
+            case Restore(wanted):
+                return etcd.overwrite(wanted)
             case found:
                 self.name += "-clone" if isinstance(found, Rename) else ""
                 return isinstance(found, Rename)
@@ -272,6 +282,62 @@ def test_hosts_in_too_small_a_network_wait_and_leave_the_others_alone(
         race(nodes[which % len(nodes)], action, etcd)
     settle(nodes, etcd)
     assert_settled(nodes, etcd)
+
+
+@thorough
+@given(crowds(), st.data())
+def test_after_garbage_and_a_restart_every_host_has_the_subnet_that_it_had(
+    nodes: list[Node], data: st.DataObject
+) -> None:
+    etcd = Etcd()
+    settle(nodes, etcd)
+    had = {r.node_id: r for r in etcd.snapshot().records.values()}
+    garbled = data.draw(st.sets(st.sampled_from(sorted(had))))
+    for name in garbled:
+        key = had[name].key
+        _, created, _, _ = etcd.entries[key]
+        etcd.revision += 1
+        etcd.entries[key] = ("garbage", created, etcd.revision, 0)
+    served = [node for node in nodes if node.name in had]
+    for node in served:
+        last = had[node.name]
+        node.wish = replace(
+            node.wish, previous=(last.subnets,), last_key=last.key, etcd_lease=last.etcd_lease
+        )
+    settle(data.draw(st.permutations(served)), etcd)
+    seen = etcd.snapshot()
+    assert not seen.bad
+    assert {r.node_id: (r.key, r.etcd_lease) for r in seen.records.values()} == {
+        name: (r.key, r.etcd_lease) for name, r in had.items()
+    }
+
+
+@thorough
+@given(st.integers(2, 5), st.integers(1, 6), STEPS, st.booleans())
+def test_nobody_gives_a_lease_back_before_another_is_his(
+    count: int, room: int, steps: list[tuple[int, str]], restarted: bool
+) -> None:
+    """Into another Network that may have too little room, each host at a time of its own."""
+    etcd, nodes = Etcd(), []
+    for number in range(1, count + 1):
+        nodes.append(Node(number, wish(number), strategies.config(), Random(number)))
+        nodes[-1].turn(etcd)
+    held = etcd.snapshot().records
+    for node in nodes:
+        lease = next(r for r in held.values() if r.node_id == node.name)
+        node.wish = wish(node.number, previous=(lease.subnets,), held=None if restarted else lease)
+        node.config = parse_config(
+            f'{{"Network":"10.6.0.0/16","SubnetMin":"10.6.1.0","SubnetMax":"10.6.{room}.0",'
+            '"Backend":{"Type":"vxlan"}}'
+        )
+        node.look(etcd)
+    for which, action in steps:
+        race(nodes[which % count], action, etcd)
+        assert {r.node_id for r in etcd.snapshot().records.values()} == {node.name for node in nodes}
+    settle(nodes, etcd)
+    moved = [r for r in etcd.snapshot().records.values() if r.key not in held]
+    assert len(moved) == min(count, room)
+    assert {r.node_id for r in etcd.snapshot().records.values()} == {node.name for node in nodes}
 
 
 def race(node: Node, action: str, etcd: Etcd) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.cni_calls import DUAL, IPV4, IPV6, load
+from tests.unit.cni_calls import DUAL, IPV4, IPV6, PLUGIN, load
 
 flannel = load()
 CONF = {"name": "cni-flannel", "type": "flannel"}
@@ -153,6 +154,35 @@ def test_a_conf_that_cannot_be_is_refused(conf: dict[str, Any], part: str) -> No
     failure = refusal(**conf)
     assert failure.code == 999
     assert part in failure.msg
+
+
+def documented() -> list[dict[str, Any]]:
+    """The confs of docs/cni.md."""
+    text = (PLUGIN.parents[1] / "docs" / "cni.md").read_text()
+    return [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
+
+
+@pytest.mark.parametrize("conf", documented(), ids=lambda conf: "list" if "plugins" in conf else "single")
+def test_the_confs_in_the_manual_do(conf: dict[str, Any]) -> None:
+    common = {key: conf[key] for key in ("cniVersion", "name")}
+    (ours,) = [part for part in conf.get("plugins", [conf]) if part["type"] == "flannel"]
+    call = flannel.Call(
+        {"CNI_COMMAND": "GC", "CNI_PATH": "/"}, json.dumps(ours | common | {"cniVersion": "1.1.0"}).encode()
+    )
+    config = flannel.delegate_config(call.conf, flannel.Lease(DUAL))
+    assert config["type"] == "bridge"
+    assert not {"subnetFile", "dataDir", "delegate", "waitSeconds"} & config.keys()
+    assert ours.keys() <= {"cniVersion", "name", "type", "subnetFile", "dataDir", "delegate", "ipam"}
+
+
+def test_the_manual_has_the_defaults() -> None:
+    text = (PLUGIN.parents[1] / "docs" / "cni.md").read_text()
+    for field, default in (
+        ("subnetFile", f"`{flannel.SUBNET_FILE}`"),
+        ("dataDir", f"`{flannel.DATA_DIR}`"),
+        ("waitSeconds", flannel.WAIT_SECONDS),
+    ):
+        assert f"\n| `{field}` | {default} | " in text
 
 
 # --- subnet.env -----------------------------------------------------------------------------------

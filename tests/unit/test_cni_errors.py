@@ -138,7 +138,9 @@ def test_code_5_stdin_cannot_be_read() -> None:
     assert json.loads(done.stdout)["code"] == 5
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"name":"a"} x', '{"name":"a","cniVersion":1}', "\\"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"name":"a"} x', '{"name":"a","cniVersion":1}', "\\", "[" * 200_000]
+)
 def test_code_6_stdin_is_no_conf(setting: Setting, text: str) -> None:
     assert setting.fail("ADD", stdin=text)["code"] == 6
 
@@ -153,6 +155,27 @@ def test_code_7_a_time_that_is_none(setting: Setting, seconds: object) -> None:
     error = setting.fail("ADD", stdin=conf(setting, waitSeconds=seconds))
     assert error["code"] == 7
     assert json.dumps(seconds) in error["msg"]
+
+
+@pytest.mark.parametrize(
+    "listed", ["absent", {"a": 1}, "c1", ["c1"], [{"containerID": "c1"}], [{"containerID": []}], 1]
+)
+def test_code_7_gc_without_a_list_takes_nothing_away(setting: Setting, listed: object) -> None:
+    setting.succeed("ADD")
+    setting.conf["cniVersion"] = "1.1.0"
+    if listed != "absent":
+        setting.conf["cni.dev/valid-attachments"] = listed
+    error = setting.fail("GC")
+    assert (error["code"], error["msg"][:26]) == (7, "cni.dev/valid-attachments ")
+    assert list(setting.states) == ["c1"]
+    assert setting.verbs == ["ADD"]
+
+
+def test_gc_of_an_empty_list_in_go(setting: Setting) -> None:
+    setting.succeed("ADD")
+    setting.conf |= {"cniVersion": "1.1.0", "cni.dev/valid-attachments": None}
+    setting.succeed("GC")
+    assert setting.states == {}
 
 
 @pytest.mark.parametrize("verb", ["ADD", "DEL"])
@@ -248,11 +271,24 @@ def test_a_daemon_that_was_stopped(unleased: Setting) -> None:
         assert "the daemon was stopped; start it" in unleased.fail("ADD")["msg"]
 
 
+@pytest.mark.parametrize("code", ["start-failed", "ended"])
+def test_a_daemon_that_ended_by_itself(unleased: Setting, code: str) -> None:
+    why = {"code": code, "reason": "--iface 'eth7': there is none", "fix": "mend it", "since": ago(42)}
+    with told(unleased, UNREACHABLE, why, state="stopped", alive=False):
+        msg = unleased.fail("ADD")["msg"]
+    assert re.search(r": the daemon does not run: --iface 'eth7': there is none, for 4\d s \(mend it\)$", msg)
+
+
 def test_a_daemon_that_is_gone(unleased: Setting) -> None:
     with told(unleased, UNREACHABLE, alive=False):
         msg = unleased.fail("ADD")["msg"]
     assert "the daemon (pid 17) is gone; start it" in msg
     assert "the last it said was: waiting for etcd 10.0.0.5:2379: connection refused" in msg
+
+
+def test_a_daemon_that_has_no_problem(unleased: Setting) -> None:
+    with told(unleased, state="starting"):
+        assert unleased.fail("ADD")["msg"] == "no lease on this host: the daemon (pid 17) is starting"
 
 
 def test_a_subnet_file_of_another_name_has_a_status_of_another_name(unleased: Setting) -> None:
@@ -262,7 +298,18 @@ def test_a_subnet_file_of_another_name_has_a_status_of_another_name(unleased: Se
         assert "connection refused" in unleased.fail("ADD")["msg"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"state":1,"pid":2,"problems":null}', "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"state":1,"pid":2,"problems":null}',
+        '{"state":1,"pid":2,"problems":["x"]}',
+        "\xff",
+    ],
+)
 def test_a_status_that_cannot_be_read_is_none(unleased: Setting, text: str) -> None:
     (unleased.folder / "status.json").write_text(text, "latin-1")
     assert "no lease on this host: " in unleased.fail("ADD")["msg"]

@@ -126,6 +126,7 @@ def test_the_nearest_name_is_given() -> None:
     assert strangers(Backend={"Type": "vxlan", "Prt": 1}) == [
         "unknown key Backend.Prt: did you mean Backend.Port?"
     ]
+    assert strangers(mtu=1400) == ["unknown key mtu: did you mean Backend.MTU?"]
     assert strangers(zzzz=1) == ["unknown key zzzz: nothing reads it; remove it"]
     assert strangers(**{"\x1b[2J": 1}) == ['unknown key "\\u001b[2J": nothing reads it; remove it']
     assert strangers(Backend={"Type": "host-gw", "VNI": 7}) == [

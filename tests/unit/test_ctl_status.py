@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import socket
 import stat
@@ -26,6 +27,7 @@ from flanneld_py.cli.ctl import control as ctl_control
 from flanneld_py.cli.ctl.control import NoAnswer, ask, read_status_file
 from flanneld_py.cli.ctl.main import command
 from flanneld_py.cli.ctl.status import SHOWN, Told, checked, render
+from flanneld_py.core.ownership import lock_name
 from flanneld_py.daemon.control import MOST_CLIENTS, Control
 from flanneld_py.daemon.inbox import Levels
 from flanneld_py.daemon.status import Process, compose
@@ -264,8 +266,34 @@ def test_status_from_the_file(tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text(json.dumps(WELL))
     result = flannelctl(tmp_path, "status", "--json")
     assert code(result) == 1, "no daemon runs"
-    assert json.loads(result.stdout) == {**WELL, "source": "file"}
-    assert "No daemon answers on" in flannelctl(tmp_path, "status").stdout
+    told = json.loads(result.stdout)
+    assert (told.pop("source"), told.pop("ready"), told.pop("state")) == ("file", False, "killed")
+    (problem,) = told.pop("problems")
+    assert problem["code"] == "killed"
+    assert problem["reason"].endswith("(pid 4711) was killed or crashed; when it last wrote it was in sync")
+    assert told == {name: value for name, value in WELL.items() if name in told}
+    text = flannelctl(tmp_path, "status").stdout
+    assert "No daemon answers on" in text
+    assert "killed, not ready" in text
+
+
+def test_the_file_of_a_daemon_that_came_to_its_end_is_its_last_word(tmp_path: Path) -> None:
+    stopped = changed(state="stopped", ready=False)
+    (tmp_path / "status.json").write_text(json.dumps(stopped))
+    assert json.loads(flannelctl(tmp_path, "status", "--json").stdout) == {**stopped, "source": "file"}
+
+
+def test_a_daemon_that_runs_and_cannot_be_asked_was_not_killed(tmp_path: Path) -> None:
+    prefix = f"/test/{secrets.token_hex(8)}"
+    running = changed(prefix=prefix)
+    (tmp_path / "status.json").write_text(json.dumps(running))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
+        lock.bind(lock_name(prefix))
+        result = flannelctl(tmp_path, "status")
+        assert code(result) == 1
+        assert f"is held by pid {os.getpid()} " in result.stdout
+        assert "it puts its socket back within seconds" in result.stdout
+        assert "in sync, ready" in result.stdout
 
 
 def test_status_from_nowhere(tmp_path: Path) -> None:

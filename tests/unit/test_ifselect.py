@@ -298,6 +298,17 @@ def test_a_default_route_by_several_interfaces() -> None:
     assert chosen(facts, iface=["dummy0"]).name == "dummy0"
 
 
+def test_no_bridge_is_proposed_but_one_that_leads_out() -> None:
+    """The others are for containers."""
+    br0 = replace(link("br0", "10.0.3.15/24"), kind="bridge")
+    cni0 = replace(link("cni0", "10.5.7.1/24"), kind="bridge")
+    facts = replace(HOST, links=(LO, br0, cni0, BARE), default_devices=PerFamily("br0"))
+    with pytest.raises(HostError, match=r"; set --iface to one of: br0 \(10.0.3.15\), eth1 \(no address\)$"):
+        chosen(facts, iface=["eth7"])
+    with pytest.raises(HostError, match=r"; set --iface to one of: cni0 \(10.5.7.1\)$"):
+        chosen(replace(facts, links=(LO, cni0)), iface=["eth7"])
+
+
 @pytest.mark.parametrize(
     "devices", [PerFamily(), PerFamily("lo"), PerFamily("gone"), PerFamily(None, "eth0")]
 )

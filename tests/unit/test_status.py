@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
+from ipaddress import ip_network
 from itertools import product
 from typing import Any
 
@@ -105,6 +106,31 @@ def check_shape(found: Any, shape: Any, where: str = "status") -> None:
             check_shape(found, EXTERNAL_SHAPE, where)
     else:
         assert isinstance(found, shape), where
+
+
+OTHER = replace(CONFIG, ranges=strategies.config(halves=True).ranges)
+TAKEN_OVER = replace(
+    WELL,
+    network=Network(OTHER, backend_of(OTHER), since=SINCE),
+    report=replace(WELL.report, network=WELL.network),
+)
+"""With a config that demands another lease than the one that is held."""
+
+
+def test_a_config_that_awaits_its_lease_is_not_told_to_be_in_force() -> None:
+    found = status(TAKEN_OVER)
+    (problem,) = found["problems"]
+    assert (problem["code"], problem["since"]) == ("lease-waiting", SINCE)
+    assert "vxlan in 10.5.0.0/16, does not allow 10.5.1.0-24" in problem["reason"]
+    assert (found["state"], found["ready"], found["checks"]["lease"]["ok"]) == ("degraded", False, False)
+    told = Problem("lease-waiting", "no free subnet", "widen it")
+    waiting = replace(TAKEN_OVER, lease=LeaseState("waiting", WELL.lease.own, told))
+    assert [p["reason"] for p in status(waiting)["problems"]] == ["no free subnet"]
+    assert TAKEN_OVER.network_in_force is WELL.network
+    assert WELL.network_in_force is WELL.network
+    moved = replace(OWN, subnets=PerFamily(ip_network("10.5.1.0/25")))
+    held = replace(TAKEN_OVER, lease=LeaseState("held", OwnLease(moved, 86_400)))
+    assert (held.network_in_force, status(held)["problems"]) == (TAKEN_OVER.network, [])
 
 
 def status(levels: Levels, **more: Any) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def test_a_run_continued_without_looking_at_each(batch: list[bytes]) -> None:
     ]
 
 
-@MANY
+@settings(MANY, max_examples=1000)
 @given(st.binary(max_size=200), st.integers(0, len(PACKED) - 1), st.integers(0, 255))
 def test_tables_are_refused_as_the_reference_refuses(junk: bytes, at: int, octet: int) -> None:
     for packed in (junk, PACKED[:at], PACKED[:at] + bytes([octet]) + PACKED[at + 1 :]):

@@ -30,6 +30,8 @@ from flanneld_py.model import HostFacts, IPAddress, IPNetwork, Listing, Outcome,
 if TYPE_CHECKING:
     from flanneld_py.daemon.execute import Executor
 
+STOP_FIRST = "stop it first (systemctl stop flanneld-py)"
+ANOTHER_DAEMONS = "stop that, or give the --subnet-file and --state-dir of the daemon to clean up after"
 ROUNDS = 5
 """The kernel cascades, so read and plan again; what is there even then, somebody else keeps making."""
 
@@ -55,13 +57,14 @@ def cleanup(settings: Settings, dry_run: bool, releases: bool, as_json: bool) ->
     removed, or the daemon runs.
     """
     # They cost what the other commands need not wait for.
-    from flanneld_py.daemon.lock import Locks  # noqa: PLC0415
+    from flanneld_py.daemon.lock import Advice, Locks  # noqa: PLC0415
     from flanneld_py.daemon.run import require_net_admin  # noqa: PLC0415
 
     require_net_admin()
     journal = Journal(dry_run=dry_run, quiet=as_json)
     files = OwnFiles(settings)
-    locks = Locks(settings.prefix, settings.state_dir, settings.subnet_file)
+    advice = Advice(prefix=STOP_FIRST, files=ANOTHER_DAEMONS)
+    locks = Locks(settings.prefix, settings.state_dir, settings.subnet_file, advice)
     try:
         _clean(settings, files, journal, releases=releases)
     finally:

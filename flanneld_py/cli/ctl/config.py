@@ -115,8 +115,7 @@ def apply(settings: Settings) -> int:
         _require_our_daemon(settings)
         click.echo(ask(settings.control_socket, "apply-config"))
     except NoAnswer as error:
-        advice = "start flanneld-py, or name its --subnet-file"
-        raise FlanneldError(f"no daemon to ask: {error}; {advice}") from None
+        raise error.with_advice from None
     return 0
 
 
@@ -143,6 +142,8 @@ def _read(source: str) -> str:
     """The text of FILE, of standard input, or the argument itself when it is an object."""
     if source.lstrip().startswith("{"):
         return source.strip()
+    if not source:
+        raise UsageError("'': expected a file, - or a JSON object")
     try:
         data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     except OSError as error:

@@ -14,12 +14,24 @@ CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 8.0
 """Longer than the daemon allows itself (daemon/control.py), so that it is the one to say what is late."""
 
+START = "start flanneld-py, or name its --subnet-file"
+HANGS = "the daemon hangs or is stopped: see its log, or restart it"
 LONGEST_ANSWER = 1 << 26
 """Bytes."""
 
 
 class NoAnswer(FlanneldError):
     """No daemon answers on its socket; `str()` says why in a few words."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(reason)
+        self.advice = advice
+        """What to do about it."""
+
+    @property
+    def with_advice(self) -> FlanneldError:
+        """The same for a command that needs the answer."""
+        return FlanneldError(f"no daemon to ask: {self}; {self.advice}")
 
 
 def ask(path: Path, op: str, seconds: float = ANSWER_SECONDS) -> Any:
@@ -38,11 +50,11 @@ def ask(path: Path, op: str, seconds: float = ANSWER_SECONDS) -> Any:
             with connection.makefile("rb") as lines:
                 line = lines.readline(LONGEST_ANSWER)
     except TimeoutError:
-        raise NoAnswer(f"{path}: no answer in time; the daemon hangs or is stopped") from None
+        raise NoAnswer(f"{path}: no answer in time", HANGS) from None
     except PermissionError:
-        raise NoAnswer(f"{path}: permission denied; ask as root") from None
+        raise NoAnswer(f"{path}: permission denied", "ask as root") from None
     except OSError as error:
-        raise NoAnswer(f"{path}: {error.strerror or error}") from None
+        raise NoAnswer(f"{path}: {error.strerror or error}", START) from None
     return _result(path, line)
 
 
@@ -55,7 +67,7 @@ def _result(path: Path, line: bytes) -> Any:
         return answer["result"]
     if isinstance(answer, dict) and "error" in answer:
         raise FlanneldError(f"the daemon says: {answer['error']}")
-    raise NoAnswer(f"{path}: the answer broke off; the daemon is ending, or it is no flanneld-py")
+    raise NoAnswer(f"{path}: the answer broke off", "ask again, as the daemon may just be ending")
 
 
 def read_status_file(path: Path) -> dict[str, Any] | None:

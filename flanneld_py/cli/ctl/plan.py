@@ -26,8 +26,7 @@ def plan(settings: Settings, as_json: bool) -> int:
         ops: list[str] = ask(settings.control_socket, "plan")
         obstacle = "" if ops else _obstacle(ask(settings.control_socket, "status"))
     except NoAnswer as error:
-        advice = "start flanneld-py, or name its --subnet-file"
-        raise FlanneldError(f"no daemon to ask: {error}; {advice}") from None
+        raise error.with_advice from None
     if obstacle:
         raise FlanneldError(f"there is no plan yet: {obstacle}")
     if as_json:

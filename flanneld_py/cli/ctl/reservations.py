@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from flanneld_py.cli.ctl.control import NoAnswer, ask
+from flanneld_py.cli.ctl.control import ask, read_status_file
 from flanneld_py.cli.ctl.leases import subnets_of
 from flanneld_py.cli.ctl.settings import Settings, with_settings
+from flanneld_py.cli.ctl.shape import has_shape
+from flanneld_py.cli.ctl.status import SHAPE
 from flanneld_py.core.config import parse_config
 from flanneld_py.core.duration import duration
 from flanneld_py.core.nodeid import check_node_id
 from flanneld_py.core.records import SUBNETS_PREFIX, config_entry, encode, parse_key, snapshot
 from flanneld_py.core.renewal import silent_in
 from flanneld_py.core.reservation import is_vacant, owner_of, plan_reservation
+from flanneld_py.daemon.lock import holder_of
 from flanneld_py.errors import ConfigError, FlanneldError, RecordError, UsageError
 from flanneld_py.model import (
     IPAddress,
@@ -194,22 +197,43 @@ def _find(listing: Listing, wanted: Subnets) -> _Found:
 
 
 def _require_not_ours(settings: Settings, found: _Found) -> None:
-    """What somebody else has written in the place of our record is not ours."""
-    try:
-        status: Any = ask(settings.control_socket, "status")
-    except NoAnswer:
+    """Raise FlanneldError if the daemon that runs here holds it.
+
+    What somebody else has written in the place of our record is not ours.
+    """
+    status, silent = _status_of_the_prefix(settings)
+    if status is None:
+        if silent:
+            raise FlanneldError(
+                f"{found.key} may be this host's own, whose daemon runs and cannot be asked ({silent}): name "
+                "its --subnet-file, or stop it"
+            )
         return
     lease, record = status["lease"], found.record
-    ours = status["prefix"] == settings.prefix and lease["key"] == found.key
+    ours = bool(lease["key"] == found.key)
     if record is not None and record.node_id != status["node_id"]:
         ours = False
     elif lease["state"] == "conflict" and f"{found.etcd_lease:x}" != lease.get("etcd_lease"):
         ours = False  # a clone's, which has our node id
     if ours:
         raise FlanneldError(
-            f"{found.key} is this host's own, and its daemon (pid {status['pid']}) runs: stop that, then "
-            "use --force, or flannelctl cleanup --release-lease"
+            f"{found.key} is this host's own, and its daemon (pid {status['pid']}) runs"
+            f"{', though it does not answer' if silent else ''}: stop that, then use --force, or flannelctl "
+            "cleanup --release-lease"
         )
+
+
+def _status_of_the_prefix(settings: Settings) -> tuple[Mapping[str, Any] | None, str]:
+    """What the daemon of this prefix says; of one that runs in silence what it last wrote, and who it is."""
+    try:
+        status, silent = ask(settings.control_socket, "status"), ""
+    except FlanneldError:
+        status, silent = read_status_file(settings.status_file), holder_of(settings.prefix)
+        if not silent:
+            return None, ""
+    if has_shape(status, SHAPE) and status["prefix"] == settings.prefix:
+        return status, silent
+    return None, holder_of(settings.prefix)
 
 
 def _require_abandoned(registry: EtcdRegistry, found: _Found, listing: Listing) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import click
 
-from flanneld_py.cli.ctl.control import NoAnswer, ask, read_status_file
+from flanneld_py.cli.ctl.control import START, NoAnswer, ask, read_status_file
 from flanneld_py.cli.ctl.settings import Settings, with_settings
 from flanneld_py.cli.ctl.shape import has_shape
 from flanneld_py.cli.ctl.text import count, echo_json, lasting, printable
@@ -19,10 +19,20 @@ from flanneld_py.core.duration import duration
 from flanneld_py.daemon.lock import holder_of
 from flanneld_py.errors import FlanneldError
 
+STOPPED = "stopped"
+"""State in the last status of a daemon that came to an orderly end."""
+PUT_BACK = "it puts its socket back within seconds, or has another --subnet-file"
 SHOWN = 5
 """Rows of a list before "and … more"."""
 LABEL_WIDTH = 11
-COLOURS = {"in sync": "green", "held": "green", "degraded": "red", "lost": "red", "conflict": "red"}
+COLOURS = {
+    "in sync": "green",
+    "held": "green",
+    "degraded": "red",
+    "lost": "red",
+    "conflict": "red",
+    "killed": "red",
+}
 """State → colour; the states between are yellow."""
 TEXT, NUMBER, TEXTS = (str,), (int,), [(str,)]
 SHAPE: dict[str, Any] = {
@@ -103,21 +113,39 @@ def find_status(settings: Settings) -> Told:
     try:
         return Told(checked(ask(settings.control_socket, "status"), settings.control_socket), "daemon")
     except NoAnswer as error:
-        silence = str(error)
+        silence, advice = str(error), error.advice
     path = settings.status_file
     stored = read_status_file(path)
-    running = holder_of(settings.prefix)
+    running = holder_of(_prefix(stored) or settings.prefix)
     if running:
-        silence += f" (but {running}: it puts its socket back within seconds, or has another --subnet-file)"
+        advice = advice if advice != START else PUT_BACK
+        silence += f", but {running}; {advice}"
     if stored is None and running:
-        raise FlanneldError(f"the daemon does not answer: {silence}, and there is no {path}")
+        raise FlanneldError(f"the daemon does not answer: {silence}; there is no {path}")
     if stored is None:
-        raise FlanneldError(
-            f"no daemon has run here: {silence}, and there is no {path}; start flanneld-py, or name its "
-            "--subnet-file"
-        )
+        raise FlanneldError(f"no daemon has run here: {silence}, and there is no {path}; {advice}")
     written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    return Told(checked(stored, path), "file", silence, written)
+    status = checked(stored, path)
+    return Told(status if running else _ended(status, written), "file", silence, written)
+
+
+def _prefix(stored: Mapping[str, Any] | None) -> str:
+    prefix = (stored or {}).get("prefix")
+    return prefix if isinstance(prefix, str) else ""
+
+
+def _ended(status: Mapping[str, Any], written: datetime) -> Mapping[str, Any]:
+    """What the last status means now that nobody works on its prefix any more."""
+    if status["state"] == STOPPED:
+        return status
+    crashed = {
+        "code": "killed",
+        "reason": f"the daemon (pid {status['pid']}) was killed or crashed; when it last wrote it was "
+        f"{status['state']}",
+        "fix": "start flanneld-py, which takes over what still stands",
+        "since": written.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+    }
+    return {**status, "state": "killed", "ready": False, "problems": [crashed, *status["problems"]]}
 
 
 def checked(status: Any, origin: Path) -> Mapping[str, Any]:

@@ -108,7 +108,7 @@ def look(settings: Settings, answer_seconds: float) -> Seen:
     except NoAnswer as error:
         found = _from_file(settings)
         if found is None:
-            return Seen(None, f"no daemon answers: {error}", "start flanneld-py, or name its --subnet-file")
+            return Seen(None, f"no daemon answers: {error}", error.advice)
         status = found
     except FlanneldError as error:
         return Seen(None, str(error))

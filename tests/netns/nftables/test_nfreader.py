@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -11,7 +11,7 @@ from flanneld_py.drivers.nfreader import NfReader
 from flanneld_py.errors import KernelError
 from flanneld_py.packetfilter import Chain, ChainKey, Rule, Verdict
 from tests.netns.inside import Namespace
-from tests.netns.rulesets import (
+from tests.netns.nftables.rulesets import (
     ACCEPT,
     DOCKER,
     DROP,
@@ -29,35 +29,6 @@ from tests.netns.rulesets import (
     unless,
     when,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.netns.inside import Agent
-
-
-@pytest.fixture(scope="module")
-def shared_net() -> Iterator[Namespace]:
-    with Namespace() as namespace:
-        yield namespace
-
-
-@pytest.fixture(scope="module")
-def agent(shared_net: Namespace) -> Agent:
-    return shared_net.agent()
-
-
-@pytest.fixture
-def net(shared_net: Namespace) -> Iterator[Namespace]:
-    """Without any rule."""
-    yield shared_net
-    shared_net.run("nft", "flush", "ruleset")
-
-
-@pytest.fixture(scope="module")
-def reader(agent: Agent) -> NfReader:
-    return agent.make(NfReader)
-
 
 # --- flannel's rules ------------------------------------------------------------------------------
 

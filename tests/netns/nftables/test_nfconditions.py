@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
 from flanneld_py.drivers.nfreader import NfReader
 from flanneld_py.packetfilter import ChainKey, Mark, Match, Verdict
 from tests.netns.inside import Namespace
-from tests.netns.rulesets import (
+from tests.netns.nftables.rulesets import (
     ACCEPT,
     DROP,
     MASQUERADE,
@@ -24,35 +22,6 @@ from tests.netns.rulesets import (
     unless,
     when,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.netns.inside import Agent
-
-
-@pytest.fixture(scope="module")
-def shared_net() -> Iterator[Namespace]:
-    with Namespace() as namespace:
-        yield namespace
-
-
-@pytest.fixture(scope="module")
-def agent(shared_net: Namespace) -> Agent:
-    return shared_net.agent()
-
-
-@pytest.fixture
-def net(shared_net: Namespace) -> Iterator[Namespace]:
-    """Without any rule."""
-    yield shared_net
-    shared_net.run("nft", "flush", "ruleset")
-
-
-@pytest.fixture(scope="module")
-def reader(agent: Agent) -> NfReader:
-    return agent.make(NfReader)
-
 
 # --- single conditions ----------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from flanneld_py.drivers.nfreader import NfReader
 from flanneld_py.errors import KernelError
 from tests.netns import inside
 from tests.netns.inside import Namespace
-from tests.netns.rulesets import IPTABLES, NFT, RESTORE, filled, load
+from tests.netns.nftables.rulesets import IPTABLES, NFT, RESTORE, filled, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,29 +22,6 @@ SOON = 5.0
 """Seconds within which what was done before must be heard."""
 QUIET = 0.1
 """Seconds to listen when nothing is expected: the kernel notifies while it carries out a change."""
-
-
-@pytest.fixture(scope="module")
-def shared_net() -> Iterator[Namespace]:
-    with Namespace() as namespace:
-        yield namespace
-
-
-@pytest.fixture(scope="module")
-def agent(shared_net: Namespace) -> Agent:
-    return shared_net.agent()
-
-
-@pytest.fixture
-def net(shared_net: Namespace) -> Iterator[Namespace]:
-    """Without any rule."""
-    yield shared_net
-    shared_net.run("nft", "flush", "ruleset")
-
-
-@pytest.fixture(scope="module")
-def reader(agent: Agent) -> NfReader:
-    return agent.make(NfReader)
 
 
 @pytest.fixture
