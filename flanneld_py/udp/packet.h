@@ -10,7 +10,7 @@
  * are in host order, except where a name ends in _be. Everything comes from outside and nothing in it is believed:
  * any bytes of any length are a legal argument.
  *
- * table.c table and look-up · packet.c one packet: checks, checksums, TTL · segment.c cutting · join.c joining · icmp.c
+ * table.c: table, look-up · packet.c: one packet's checks, checksums, TTL · segment.c: cutting · join.c · icmp.c
  */
 #ifndef FLANNELD_UDP_PACKET_H
 #define FLANNELD_UDP_PACKET_H
@@ -306,7 +306,7 @@ size_t join_write(const struct joiner *joiner, size_t entry, struct vnet *vnet, 
 /* The packets of an entry as they came, one iovec each (without vnet headers); returns their number. */
 size_t join_split(const struct joiner *joiner, size_t entry, struct iovec iov[JOIN_SEGMENTS]);
 
-/* ---- ICMP errors to the sender (RFC 792, 1122 3.2.2, 1191, 1812 4.3; ICMPv6: RFC 4443) ---------------------------- */
+/* ---- ICMP errors to the sender (RFC 792, 1122 3.2.2, 1191, 1812 4.3; ICMPv6: RFC 4443) --------------------------- */
 
 #define ICMP_MAX 1280 /* longest answer: 576 for IPv4, 1280 for IPv6, the quoted part included */
 

@@ -103,6 +103,7 @@ def test_make_help_lists_what_people_run() -> None:
         "demo",
         "test",
         "check",
+        "fuzz",
         "bench",
         "docs",
         "install",

@@ -195,6 +195,35 @@ def test_icmpv6_about_first_fragments_only(core: Core, field: int, answered: boo
     assert bool(answer) == answered
 
 
+@pytest.mark.parametrize(("type_", "answered"), [(1, False), (128, True)])
+def test_icmpv6_behind_an_authentication_header(core: Core, type_: int, answered: bool) -> None:
+    """Its length counts words of four bytes, that of the others words of eight (RFC 4302 2.2)."""
+    body = bytes([58, 4]) + bytes(22) + bytes([type_]) + bytes(40)
+    answer = core.icmp(referenceicmp.KINDS["no-route"], 0, packets.ipv6(OURS6, A6, 51, body))
+    assert bool(answer) == answered
+
+
+@pytest.mark.parametrize(
+    ("options", "later"),
+    [
+        ("94040000", "94040000"),
+        ("44040500", "01010101"),
+        ("01440305", "01010101"),
+        ("00440305", "00440305"),
+        ("44060500", "44060500"),
+        ("44010500", "44010500"),
+        ("01010144", "01010144"),
+        ("4404050094040000", "0101010194040000"),
+    ],
+)
+def test_options_of_later_fragments(core: Core, options: str, later: str) -> None:
+    """Those to be copied stay, the others become no-operations; from where they make no sense, all stay."""
+    packet = packets.ipv4(OURS, A, UDP, bytes(64), options=bytes.fromhex(options))
+    first, second, *_ = core.fragments(packet, 68)
+    header = 20 + len(options) // 2
+    assert (first[20:header].hex(), second[20:header].hex()) == (options, later)
+
+
 def _tables() -> Iterator[tuple[str, bytes]]:
     """Tables with one thing wrong, just beyond the edge of what is right; and what C says."""
     v4 = [Peer(IPv4Address(f"192.0.2.{n}"), (ip_network(f"10.5.{n}.0/24"),)) for n in (2, 3)]
