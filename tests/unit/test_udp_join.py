@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -64,7 +64,7 @@ class Flow:
     df: bool = True
     sequence: int = 0xFFFFF000
     id: int = 0xFFFC
-    other: dict[str, int] = field(default_factory=dict)
+    source: bytes = b""
 
     def next(self, size: int = 100, odd: str = "", value: int = 1) -> bytes:
         size = {"short": size // 2, "long": size + 9, "empty": 0}.get(odd, size)
@@ -74,9 +74,11 @@ class Flow:
         protocol = self.protocol
         if self.version == 6:
             if odd == "extension":
-                return packets.ipv6(A6, OURS6, 60, bytes([protocol, 0]) + bytes(6) + body)
+                return packets.ipv6(self.source or A6, OURS6, 60, bytes([protocol, 0]) + bytes(6) + body)
             ttl = 63 if odd == "ttl" else 64
-            packet = packets.ipv6(A6, OURS6, protocol, body, flow=value << 20 if odd == "tos" else 0, ttl=ttl)
+            packet = packets.ipv6(
+                self.source or A6, OURS6, protocol, body, flow=value << 20 if odd == "tos" else 0, ttl=ttl
+            )
         else:
             packet = self._ipv4(body, odd, value)
         packet = packets.complete(packet, protocol)
@@ -88,7 +90,9 @@ class Flow:
         fields = {"tos": value if odd == "tos" else 0, "ttl": 63 if odd == "ttl" else 64}
         self.id = (self.id + (value if odd == "id" else 1)) % 65536
         options = bytes(4) if odd == "ip-options" else b""
-        return packets.ipv4(A, OURS, self.protocol, body, options=options, field=flags, id=self.id, **fields)
+        return packets.ipv4(
+            self.source or A, OURS, self.protocol, body, options=options, field=flags, id=self.id, **fields
+        )
 
     def _segment(self, payload: bytes, odd: str, value: int) -> bytes:
         flags = reference.ACK | {"push": 8, "fin": 1, "syn": 2}.get(odd, 0)
@@ -240,14 +244,21 @@ def test_a_wrong_checksum_is_never_repaired(core: Core, bad: int) -> None:
         assert [(entry.packet, entry.split) for entry in alone] == [(batch[bad], [batch[bad]])]
 
 
-def test_order_within_flows_that_share_slots(core: Core) -> None:
-    """Many more flows than slots: entries end early, and nothing overtakes within a flow."""
+@pytest.mark.parametrize("alike", ["addresses", "ports"])
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_flows_that_share_slots_stay_apart(core: Core, version: int, protocol: int, alike: str) -> None:
+    """Many more flows than slots: entries end early, nothing is mixed, nothing overtakes within a flow."""
     dice = random.Random(7)
-    senders = [Flow(4, protocol, port) for port in range(150) for protocol in (TCP, UDP)]
-    batch = [dice.choice(senders).next(10) for _ in range(250)]
+    sources = [(A[:3] if version == 4 else A6[:15]) + bytes([n]) for n in range(150)]
+    senders = [Flow(version, protocol, port=n) for n in range(150)]
+    if alike == "ports":
+        senders = [Flow(version, protocol, port=9, source=source) for source in sources]
+    batch = [sender.next(10) for sender in dice.choices(senders, k=125) for _ in range(2)]
     entries = core.join(batch)
     assert by_flow(one for entry in entries for one in entry.split) == by_flow(batch)
     assert [entry for entry in entries if len(by_flow(entry.split)) > 1] == []
+    assert len(entries) < len(batch)
 
 
 def test_a_full_joiner_says_so(core: Core) -> None:
