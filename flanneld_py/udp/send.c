@@ -304,7 +304,7 @@ static void send_segments(struct sender *s, struct segments *segments, uint32_t 
         struct iovec iov[2] = {{.iov_base = s->headers + s->headers_used, .iov_len = segments->header_length}};
         if (!segments_next(segments, iov[0].iov_base, &iov[1]))
             return;
-        if (narrow) {
+        if (narrow && iov[0].iov_len + iov[1].iov_len > mtu) { /* the last one may fit */
             flush(s); /* the order is kept */
             send_narrow(s, &address, s->scratch, gathered(s, iov, 2), mtu);
         } else {
