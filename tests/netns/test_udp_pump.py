@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 PLANES: tuple[Plane, ...] = ("native", "python")
 SO_NO_CHECK = 11
 SWAPPED = {"native": 300, "python": 20}
+BUSY = {"native": 128 << 20, "python": 8 << 20}
+"""Bytes in a second, so that most swaps meet a batch."""
 REPLACED = 25
 """Workers in a row; a packet is in flight at the end of few of them."""
 OFFLOADS = ("tso", "uso", "udp_segment", "udp_gro")
@@ -333,7 +335,7 @@ def many(end: End, other: Host, first: int) -> bytes:
 def test_large_tables_replaced_while_forwarding(lab: Lab, make_end: MakeEnd, plane: Plane) -> None:
     a, b = pair(lab, make_end, (plane, plane))
     tables = [many(a, b.host, first) for first in (1, 5)]
-    size = 8 << 20
+    size = BUSY[plane]
     pings = a.host.pod.start_ping(b.host.pod.address, 0.002)
     transfer = Transfer(a.host.pod, b.host.pod, b.host.pod.address, size, seconds=1)
     for turn in range(SWAPPED[plane]):
