@@ -16,9 +16,12 @@ from ipaddress import (
     IPv6Interface,
     IPv6Network,
 )
-from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 from flanneld_py.packetfilter import Chain, ChainKey
+
+if TYPE_CHECKING:
+    from flanneld_py.datapath import Endpoint, PumpSettings, TunLink
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 IPNetwork: TypeAlias = IPv4Network | IPv6Network
@@ -276,6 +279,8 @@ class Host:
     """Prefixes of the host's own addresses: what a new subnet must not overlap."""
     macs: Mapping[str, str] = field(default_factory=dict)
     """Device → MAC of the links that are there."""
+    tun: str = "flannel0"
+    """Name of our TUN device: of the one that there is, or of one to be made."""
     ipv6: bool = True
     """Whether the kernel has IPv6 at all."""
     gateways: frozenset[IPAddress] = frozenset()
@@ -329,14 +334,18 @@ class VxlanLink:
     up: bool = True
 
 
-Link: TypeAlias = VxlanLink
+Link: TypeAlias = "VxlanLink | TunLink"
 
 
 class NextHop(NamedTuple):
-    """Where a route leads. A nexthop object of the kernel for IPv4, inline in the route for IPv6."""
+    """Where a route leads. A nexthop object of the kernel for IPv4, inline in the route for IPv6.
+
+    Inline without a gateway, too: a TUN that nobody reads has no carrier, and with that go nexthop objects.
+    """
 
     dev: str
-    via: IPAddress
+    via: IPAddress | None
+    """None: whatever takes the device's packets knows."""
     onlink: bool
 
 
@@ -356,6 +365,10 @@ class State:
     """Path below /proc/sys → value: `net/ipv6/conf/flannel.1/accept_ra` → `0`."""
     addrs: Mapping[tuple[str, IPInterface], bool] = field(default_factory=dict)
     """(device, address) → True: present."""
+    pumps: Mapping[str, PumpSettings] = field(default_factory=dict)
+    """TUN device → what carries its packets."""
+    tunnel: Mapping[tuple[str, IPNetwork], Endpoint] = field(default_factory=dict)
+    """(TUN device, subnet) → the peer to whom the pump sends what is for it."""
     fdb: Mapping[tuple[str, str], IPAddress] = field(default_factory=dict)
     """(device, VTEP MAC) → underlay address."""
     neighs: Mapping[tuple[str, IPAddress], str] = field(default_factory=dict)
@@ -381,6 +394,8 @@ Table: TypeAlias = Literal[
     "sysctls",
     "offloads",
     "addrs",
+    "pumps",
+    "tunnel",
     "fdb",
     "neighs",
     "nexthops",

@@ -8,14 +8,15 @@ from collections.abc import Callable, Mapping
 from flanneld_py.backends.alloc import Alloc
 from flanneld_py.backends.base import Backend
 from flanneld_py.backends.hostgw import HostGw
+from flanneld_py.backends.udp import Udp
 from flanneld_py.backends.vxlan import Vxlan
-from flanneld_py.core.configkeys import misspelt
 from flanneld_py.errors import ConfigError
 from flanneld_py.model import NetworkConfig
 
 BACKENDS: Mapping[str, Callable[[NetworkConfig], Backend]] = {
     "vxlan": Vxlan.from_config,
     "host-gw": HostGw.from_config,
+    "udp": Udp.from_config,
     "alloc": Alloc.from_config,
 }
 
@@ -30,10 +31,6 @@ def backend_of(config: NetworkConfig) -> Backend:
     if make is None:
         *others, last = sorted(BACKENDS)
         known = f"{', '.join(others)} or {last}"
-        if config.backend_type == "udp" and not config.backend_options:
-            text = f"Backend is udp, or absent, which means udp: this version has {known}"
-            text += '; set "Backend": {"Type": "vxlan"}, for example'
-            raise ConfigError("; ".join([text, *misspelt(config.unknown_keys)]))
         nearest = difflib.get_close_matches(config.backend_type, BACKENDS, n=1)
         raise ConfigError(
             f'Backend.Type "{config.backend_type}": expected a backend of this version, {known}'

@@ -58,7 +58,7 @@ def options_of(backend: Backend) -> dict[str, Any]:
     return {
         option.name: getattr(backend, option.name)
         for option in fields(backend)
-        if option.name not in ("type", "families")
+        if option.name not in ("type", "families", "networks")
     }
 
 

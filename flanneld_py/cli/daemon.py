@@ -15,7 +15,9 @@ from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from flanneld_py.daemon.fdstore import take_kept
 from flanneld_py.errors import FlanneldError, HostError
+from flanneld_py.udp.kept import Kept
 
 if TYPE_CHECKING:
     from flanneld_py.daemon.run import Daemon
@@ -44,7 +46,7 @@ LIMITS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; ends the process."""
     _mind_signals()
-    daemon, code = _start(argv)
+    daemon, code = _start(argv, _resume())
     signal.setitimer(signal.ITIMER_REAL, 0)
     if daemon is not None:
         code = daemon.run()
@@ -52,6 +54,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             _say(str(daemon.ended_by))
     # gRPC's own clean-up can wait for a server that hangs; nothing of ours is left to do.
     os._exit(code)
+
+
+def _resume() -> Kept:
+    """Forward packets again, if that is our business, before all the rest is imported."""
+    kept = take_kept()
+    if not kept:
+        return Kept({}, None)
+    from flanneld_py.udp.resume import resume  # noqa: PLC0415
+
+    return Kept(kept, resume(kept))
 
 
 def _mind_signals() -> None:
@@ -75,14 +87,14 @@ def _mind_signals() -> None:
     signal.setitimer(signal.ITIMER_REAL, START_SECONDS)
 
 
-def _start(argv: Sequence[str] | None) -> tuple[Daemon | None, int]:
+def _start(argv: Sequence[str] | None, kept: Kept) -> tuple[Daemon | None, int]:
     """A daemon at work, or the exit code."""
     try:
         _open_standard_streams()
         # A watchdog ends a process that hangs by SIGABRT: the journal then has where each thread stood.
         faulthandler.enable(STDERR)
         _require_limits()
-        return _from_command_line(argv)
+        return _from_command_line(argv, kept)
     except FlanneldError as error:
         number = _limit(error.__cause__ or error.__context__)
         _say(f"{error}; {LIMITS[number]}" if number else str(error))
@@ -93,7 +105,7 @@ def _start(argv: Sequence[str] | None) -> tuple[Daemon | None, int]:
         return None, code
 
 
-def _from_command_line(argv: Sequence[str] | None) -> tuple[Daemon | None, int]:
+def _from_command_line(argv: Sequence[str] | None, kept: Kept) -> tuple[Daemon | None, int]:
     import sys  # noqa: PLC0415
 
     import click  # noqa: PLC0415
@@ -101,7 +113,7 @@ def _from_command_line(argv: Sequence[str] | None) -> tuple[Daemon | None, int]:
     from flanneld_py.cli import daemonflags  # noqa: PLC0415
 
     try:
-        return daemonflags.start(sys.argv[1:] if argv is None else argv), os.EX_OK
+        return daemonflags.start(sys.argv[1:] if argv is None else argv, kept), os.EX_OK
     except click.ClickException as error:
         _say(error.format_message())
         return None, EX_USAGE

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import click
 from click.core import ParameterSource
@@ -22,6 +22,7 @@ from flanneld_py.core.listenaddress import HIGHEST_PORT, overlap, parse_listen_a
 from flanneld_py.core.prefix import key_root, normal_prefix
 from flanneld_py.core.rules import Wish
 from flanneld_py.errors import UsageError
+from flanneld_py.udp.kept import Kept
 
 if TYPE_CHECKING:
     from flanneld_py.daemon.options import Options
@@ -34,8 +35,18 @@ EPILOG = (
 )
 
 
-def start(argv: Sequence[str]) -> Daemon | None:
+class Given(NamedTuple):
+    """What a start has besides flags."""
+
+    ignored: tuple[str, ...]
+    """Arguments that are accepted and mean nothing."""
+    kept: Kept = Kept({}, None)
+
+
+def start(argv: Sequence[str], kept: Kept) -> Daemon | None:
     """A daemon at work; None if only help or the version was asked for.
+
+    `kept`: what an earlier process left.
 
     Raises:
         UsageError: the command line or a variable is wrong.
@@ -43,7 +54,10 @@ def start(argv: Sequence[str]) -> Daemon | None:
     """
     arguments = normalise(argv, FLAGS, BOOLEANS)
     made = command.main(
-        arguments.flags, prog_name="flanneld-py", standalone_mode=False, obj=tuple(arguments.ignored)
+        arguments.flags,
+        prog_name="flanneld-py",
+        standalone_mode=False,
+        obj=Given(tuple(arguments.ignored), kept),
     )
     # click's own --help returns a number.
     return None if isinstance(made, int) else made
@@ -57,7 +71,7 @@ def _run(**given: Any) -> Daemon:
     from flanneld_py.daemon.run import Daemon  # noqa: PLC0415
 
     log.configure(given["v"])
-    daemon = Daemon(options)
+    daemon = Daemon(options, click.get_current_context().obj.kept)
     _tell(options)
     daemon.start()
     return daemon
@@ -139,7 +153,7 @@ def _tell(options: Options) -> None:
     import structlog  # noqa: PLC0415
 
     log = structlog.get_logger().bind(part="main")
-    ignored: tuple[str, ...] = click.get_current_context().obj or ()
+    ignored = (click.get_current_context().obj or Given(())).ignored
     if ignored:
         reason = f"{ignored[0]!r} is no flag: it and what follows it is ignored, as flannel does"
         log.warning("arguments_ignored", reason=reason + _hint(ignored), arguments=len(ignored))
@@ -184,7 +198,7 @@ class Value(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
         if flag.choices and value not in flag.choices:
             _refuse(flag.name, value, f"expected one of {', '.join(flag.choices)}")
         if flag.refused and value != flag.default and parsed != TRUTH.get(flag.default):
-            ignored: tuple[str, ...] = (ctx.obj if ctx is not None else None) or ()
+            ignored = ((ctx.obj if ctx is not None else None) or Given(())).ignored
             hint = _hint(ignored, flag.name) if ignored and flag.kind == "boolean" else ""
             raise UsageError(f"{_origin(flag.name)}={value}: {flag.refused}{hint}")
         return parsed

@@ -30,7 +30,7 @@ BACKEND_HEAD = """
 ### Backend
 
 `Backend` is an object with a `Type` (one of {types}) and options of that type. Without `Backend`
-the type is `udp`, as in flannel, which this version does not have.
+the type is `udp`, as in flannel.
 
 """
 BETWEEN = """

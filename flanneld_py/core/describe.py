@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flanneld_py.model import NextHop, Op, Table, VxlanLink
+from flanneld_py.datapath import (
+    Endpoint,
+    PumpSettings,
+    TunLink,
+)
+from flanneld_py.model import (
+    Link,
+    NextHop,
+    Op,
+    Table,
+)
 
 NOUNS: dict[Table, str] = {
     "links": "link",
     "sysctls": "sysctl",
     "addrs": "address",
+    "pumps": "data plane",
+    "tunnel": "tunnel",
     "fdb": "fdb entry",
     "neighs": "neighbour",
     "nexthops": "nexthop",
@@ -35,10 +47,21 @@ def describe_key(table: Table, key: Any) -> str:
 
 
 def _hop(hop: NextHop) -> str:
-    return f"via {hop.via} dev {hop.dev}" + (" onlink" if hop.onlink else "")
+    via = "" if hop.via is None else f"via {hop.via} "
+    return f"{via}dev {hop.dev}" + (" onlink" if hop.onlink else "")
 
 
-def _link(link: VxlanLink) -> str:
+def _pump(pump: PumpSettings) -> str:
+    return f"{pump.plane} local {pump.address}:{pump.port} mtu {pump.mtu} source check {pump.source_check}"
+
+
+def _endpoint(peer: Endpoint) -> str:
+    return f"to {peer.address}:{peer.port}" + (" ipv6" if peer.ipv6 else "")
+
+
+def _link(link: Link) -> str:
+    if isinstance(link, TunLink):
+        return f"type tun mtu {link.mtu} {'up' if link.up else 'down'}"
     return (
         f"type vxlan id {link.vni} dstport {link.port} dev {link.dev} local {link.local} "
         f"mtu {link.mtu} address {link.mac} {'up' if link.up else 'down'}"
@@ -49,6 +72,8 @@ _ROWS: dict[Table, Callable[[Any, Any], tuple[str, str]]] = {
     "links": lambda name, link: (name, _link(link) if link else ""),
     "sysctls": lambda path, value: (path if value is None else f"{path}={value}", ""),
     "addrs": lambda key, _: (f"{key[1]} dev {key[0]}", ""),
+    "pumps": lambda dev, pump: (dev, _pump(pump) if pump else ""),
+    "tunnel": lambda key, peer: (f"{key[1]} dev {key[0]}", _endpoint(peer) if peer else ""),
     "fdb": lambda key, public: (f"{key[1]} dev {key[0]}", f"dst {public}" if public else ""),
     "neighs": lambda key, mac: (f"{key[1]} dev {key[0]}", f"lladdr {mac}" if mac else ""),
     "nexthops": lambda hop, _: (_hop(hop), ""),

@@ -30,7 +30,11 @@ def desired(
     """
     state = backend(own, peers, host)
     # An IPv6 route carries its gateway inline; only IPv4's fib_info hash needs nexthop objects.
-    nexthops = {route.nexthop: True for subnet, route in state.routes.items() if subnet.version == 4}
+    nexthops = {
+        route.nexthop: True
+        for subnet, route in state.routes.items()
+        if subnet.version == 4 and route.nexthop.via is not None
+    }
     blackholes = dict.fromkeys(own.subnets.values() if blackhole else (), True)
     path, text = subnet_file
     return replace(state, nexthops=nexthops, blackholes=blackholes, files={path: text})

@@ -328,6 +328,11 @@ def is_overlay(link: LinkFacts) -> bool:
     return link.alias.startswith(link_alias("")) or _OVERLAY.fullmatch(link.name) is not None
 
 
+def is_of_overlay(link: LinkFacts) -> bool:
+    """Whether its addresses are an overlay's, and not the host's own: any vxlan, and flannel's TUNs."""
+    return link.kind == "vxlan" or (link.kind == "tun" and is_overlay(link))
+
+
 def address_of(text: str) -> IPAddress | None:
     try:
         return None if "%" in text else ip_address(text)
@@ -338,7 +343,7 @@ def address_of(text: str) -> IPAddress | None:
 def _advice(facts: HostFacts, most: int = 20) -> str:
     """What the host has, and the flag to set."""
     # The overlay itself is never what carries it.
-    links = [link for link in facts.links if not is_loopback(link) and link.kind != "vxlan"]
+    links = [link for link in facts.links if not is_loopback(link) and not is_of_overlay(link)]
     # Nor is a bridge, but for one that leads out of the host: the others are for containers.
     routed = {*facts.default_devices.values(), *chain(*facts.default_devices_besides.values())}
     leading_out = [link for link in links if link.kind != "bridge" or link.name in routed]

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
+
+from flanneld_py.model import HostFacts
 
 NEXTHOP_SLOT_BITS = 17
 """Nexthop objects per prefix: 131,072."""
+TUN_NAME = re.compile(r"flannel\d{1,8}")
+"""As flannel calls its TUN, by the kernel's template flannel%d."""
 FIRST_MARK_BIT, MARK_BITS = 18, 14
 """RTAX_MAX has been 17 since Linux 4.15."""
 
@@ -18,6 +23,17 @@ def prefix_hash(prefix: str) -> int:
 def link_alias(prefix: str) -> str:
     """The ifalias of every link of ours."""
     return f"flanneld-py:{prefix}"
+
+
+def tun_name(facts: HostFacts, prefix: str) -> str:
+    """Of our TUN device, whether it is there or is to be made: the first that no other daemon has marked.
+
+    One of somebody else's keeps ours away, as it may be flannel's.
+    """
+    tuns = {link.name: link.alias for link in facts.links if TUN_NAME.fullmatch(link.name)}
+    ours = sorted((name for name, alias in tuns.items() if alias == link_alias(prefix)), key=len)
+    free = (f"flannel{n}" for n in range(len(tuns) + 1))
+    return ours[0] if ours else next(n for n in free if not tuns.get(n, "").startswith(link_alias("")))
 
 
 def nexthop_ids(prefix: str) -> range:

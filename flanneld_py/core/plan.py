@@ -1,8 +1,9 @@
 """The difference of two States, in an order in which every prefix is safe.
 
 Safe means: no route whose neighbour or FDB entry is missing, nothing removed before its replacement
-stands. That fixes the order. *Set* goes links, sysctls, offloads, addresses, FDB, neighbours, nexthops,
-routes, blackholes, rules, files: a neighbour that changes its MAC must find the new MAC's FDB entry in place.
+stands. That fixes the order. *Set* goes links, sysctls, offloads, addresses, pumps, tunnel, FDB, neighbours,
+nexthops, routes, blackholes, rules, files: a neighbour that changes its MAC must find the new MAC's FDB entry
+in place.
 *Delete* is the reverse, links last. A link that the kernel cannot change in place is replaced by its driver,
 and takes what hangs on it along only when the new one stands. One that a wanted link cannot stand beside goes
 first: the kernel refuses two vxlan devices of one VNI and port.
@@ -14,13 +15,24 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from flanneld_py.model import Link, NextHop, Op, Room, Route, State, Table
+from flanneld_py.datapath import TunLink
+from flanneld_py.model import (
+    Link,
+    NextHop,
+    Op,
+    Room,
+    Route,
+    State,
+    Table,
+)
 
 SET_ORDER: tuple[Table, ...] = (
     "links",
     "sysctls",
     "offloads",
     "addrs",
+    "pumps",
+    "tunnel",
     "fdb",
     "neighs",
     "nexthops",
@@ -51,6 +63,8 @@ def plan(want: State, have: State) -> list[Op]:
 
 def must_recreate(have: Link, want: Link) -> bool:
     """Whether the kernel cannot change `have` into `want` in place (drivers/net/vxlan, vxlan_changelink)."""
+    if isinstance(have, TunLink) or isinstance(want, TunLink):
+        return type(have) is not type(want)
     return (
         have.vni != want.vni
         or have.port != want.port
@@ -64,6 +78,8 @@ def exclude_each_other(one: Link, other: Link) -> bool:
 
     A port and family have one socket with one set of flags, and behind it a VNI names one device.
     """
+    if isinstance(one, TunLink) or isinstance(other, TunLink):
+        return False
     same_socket = one.port == other.port and one.local.version == other.local.version
     return same_socket and (one.vni == other.vni or one.gbp != other.gbp)
 
@@ -95,6 +111,8 @@ def without_devices(state: State, names: set[str]) -> State:
         sysctls={p: v for p, v in state.sysctls.items() if names.isdisjoint(p.split("/"))},
         offloads={dev: v for dev, v in state.offloads.items() if dev not in names},
         addrs={key: v for key, v in state.addrs.items() if key[0] not in names},
+        pumps={dev: pump for dev, pump in state.pumps.items() if dev not in names},
+        tunnel={key: end for key, end in state.tunnel.items() if key[0] not in names},
         fdb={key: v for key, v in state.fdb.items() if key[0] not in names},
         neighs={key: v for key, v in state.neighs.items() if key[0] not in names},
         nexthops={hop: v for hop, v in state.nexthops.items() if hop.dev not in names},
@@ -132,11 +150,13 @@ def referents(op: Op, want: State) -> Iterator[tuple[Table, Any]]:
         return
     if op.table in ("addrs", "fdb", "neighs"):
         yield "links", op.key[0]
+    elif op.table == "tunnel":
+        yield "pumps", op.key[0]
     elif op.table == "nexthops":
         yield "links", op.key.dev
     elif op.table == "routes":
         yield from _route_referents(op.value, want)
-    elif op.table == "offloads":
+    elif op.table in ("offloads", "pumps"):
         yield "links", op.key
     elif op.table == "sysctls":
         yield from (("links", name) for name in op.key.split("/") if name in want.links)
@@ -144,6 +164,7 @@ def referents(op: Op, want: State) -> Iterator[tuple[Table, Any]]:
         # subnet.env tells the container runtime that there is a network.
         yield from (("links", name) for name in want.links)
         yield from (("addrs", key) for key in want.addrs)
+        yield from (("pumps", name) for name in want.pumps)
 
 
 def still_needed(want: State, have: State, failed: Collection[tuple[Table, Any]]) -> set[tuple[Table, Any]]:
@@ -156,8 +177,10 @@ def still_needed(want: State, have: State, failed: Collection[tuple[Table, Any]]
             needed |= {("links", name) for name, old in have.links.items() if link and _alike(old, link)}
         if table == "routes" and key in have.routes:
             hop = have.routes[key].nexthop
-            neighbour = (hop.dev, hop.via)
-            needed |= {("links", hop.dev), ("nexthops", hop), ("neighs", neighbour)}
+            needed |= {("links", hop.dev), ("nexthops", hop)}
+            if hop.via is not None:
+                neighbour = (hop.dev, hop.via)
+                needed.add(("neighs", neighbour))
         mac = have.neighs.get(neighbour) if neighbour else None
         if neighbour and mac:
             needed.add(("fdb", (neighbour[0], mac)))
@@ -167,6 +190,8 @@ def still_needed(want: State, have: State, failed: Collection[tuple[Table, Any]]
 def _route_referents(route: Route, want: State) -> Iterator[tuple[Table, Any]]:
     hop: NextHop = route.nexthop
     yield "links", hop.dev
+    if hop.via is None:
+        return
     yield "nexthops", hop
     neighbour = (hop.dev, hop.via)
     yield "neighs", neighbour
@@ -190,7 +215,9 @@ def _is_replaced(name: str, want: Link, have: State) -> bool:
 
 
 def _alike(old: Link, new: Link) -> bool:
-    """Whether they serve the same family."""
+    """Whether they serve the same family; a TUN serves both."""
+    if isinstance(old, TunLink) or isinstance(new, TunLink):
+        return True
     return old.local.version == new.local.version
 
 

@@ -25,6 +25,7 @@ FAILS_READINESS = {
     "host-interface": "interface",
     "subnet-file": "subnet-file",
     "traffic-dropped": "packet-filter",
+    "data-plane": "data-plane",
 }
 """Code of a problem → the check that fails as long as a level has it."""
 NEEDED_TO_START = ("lease", "subnet-file")
@@ -175,4 +176,7 @@ def _without_problem(name: str, levels: Levels) -> Check:
     if name == "subnet-file":
         written = levels.report.subnet_file_written
         return Check(name, written, "written" if written else "not written yet")
+    if name == "data-plane":
+        plane = levels.data_plane
+        return Check(name, True, f"{plane.runs} on {plane.device}" if plane else "the kernel's")
     return Check(name, True, "no trouble known")

@@ -9,6 +9,7 @@ import structlog
 
 from flanneld_py.core import ifselect
 from flanneld_py.core.ifselect import address_of
+from flanneld_py.core.ownership import tun_name
 from flanneld_py.core.pace import TokenBucket
 from flanneld_py.daemon.checksums import EVERY, ChecksumWatch
 from flanneld_py.daemon.firstchoice import Before, FirstChoice
@@ -71,7 +72,7 @@ def host_of(facts: HostFacts, wanted: Wanted, choice: FirstChoice) -> Host:
         HostError: no interface fits.
     """
     external = _external(facts, wanted, choice.towards)
-    own = {link.name for link in facts.links if link.kind == "vxlan"}
+    own = {link.name for link in facts.links if ifselect.is_of_overlay(link)}
     foreign = {
         entry.address: link.name
         for link in facts.links
@@ -88,6 +89,7 @@ def host_of(facts: HostFacts, wanted: Wanted, choice: FirstChoice) -> Host:
         devices={address.ip: name for address, name in foreign.items()},
         local_networks=tuple(dict.fromkeys(address.network for address in foreign)),
         macs={link.name: link.mac for link in facts.links if link.kind == "vxlan"},
+        tun=tun_name(facts, wanted.prefix),
         ipv6=facts.ipv6,
         gateways=facts.gateways,
         onlink=facts.onlink.get(external.name, ()),

@@ -114,6 +114,20 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class DataPlane:
+    """What forwards packets where the kernel does not."""
+
+    device: str
+    runs: str
+    """native or python; empty: nothing does now."""
+    why: str = ""
+    """Why not native."""
+    pid: int | None = None
+    offloads: tuple[str, ...] = ()
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Levels:
     """The latest of everything; each field has one thread that offers it."""
 
@@ -129,6 +143,9 @@ class Levels:
     filter_problem: Problem | None = None  # filter-watch
     accept_in: tuple[ChainKey, ...] | None = ()
     """Of the chains that are to accept the overlay's traffic those that are there; None: not known yet."""
+    data_plane: DataPlane | None = None  # data-plane
+    """None: the kernel's own."""
+    data_plane_problem: Problem | None = None
     kernel_changes: int = 0
     """Counts the changes somebody else made to what is ours."""
     lease: LeaseState = field(default_factory=LeaseState)  # lease-keeper

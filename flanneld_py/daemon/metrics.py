@@ -72,6 +72,7 @@ class _Daemon(Collector):
             unix_time=time.time(),
             udp_checksum_errors=errors,
             tunnels=read_link_counters(own) if own else (),
+            traffic=self._process.traffic(),
         )
 
 

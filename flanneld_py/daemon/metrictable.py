@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
 from flanneld_py import __version__
@@ -34,6 +34,8 @@ class Scrape:
     udp_checksum_errors: int | None
     tunnels: tuple[LinkCounters, ...]
     """Of our own devices; host-gw has none."""
+    traffic: Mapping[str, int] = field(default_factory=dict)
+    """What the data plane has counted, by the names of udp/pump.h; empty where it is the kernel's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,29 @@ def _tunnels(name: Literal["packets", "bytes", "drops"]) -> Callable[[Scrape], V
         return {("rx",): received, ("tx",): sum(getattr(link.sent, name) for link in now.tunnels)}
 
     return read
+
+
+WAYS = {"send": "tx", "receive": "rx"}
+
+
+def _udp(name: str) -> Callable[[Scrape], Values]:
+    """A counter of each direction."""
+
+    def read(now: Scrape) -> Values:
+        if not now.traffic:
+            return {}
+        return {(label,): now.traffic.get(f"{way}.{name}", 0) for way, label in WAYS.items()}
+
+    return read
+
+
+def _udp_drops(now: Scrape) -> Values:
+    found: dict[Labels, float] = {}
+    for name, number in now.traffic.items():
+        way, _, reason = name.partition(".drop.")
+        if reason:
+            found[WAYS[way], reason] = number
+    return found
 
 
 METRICS: tuple[Metric, ...] = (
@@ -286,6 +311,34 @@ METRICS: tuple[Metric, ...] = (
         "Packets dropped by our own devices.",
         _tunnels("drops"),
         ("direction",),
+    ),
+    Metric(
+        "udp_packets_total",
+        "counter",
+        "Packets that backend udp sent to peers and received from them.",
+        _udp("packets"),
+        ("direction",),
+    ),
+    Metric("udp_bytes_total", "counter", "Bytes of these packets.", _udp("bytes"), ("direction",)),
+    Metric(
+        "udp_drops_total",
+        "counter",
+        "Packets that backend udp dropped, by why.",
+        _udp_drops,
+        ("direction", "reason"),
+    ),
+    Metric(
+        "udp_fallbacks_total",
+        "counter",
+        "Batches that were sent again without an offload, as kernel or device refused it.",
+        _udp("offload-refused"),
+        ("direction",),
+    ),
+    Metric(
+        "udp_restarts_total",
+        "counter",
+        "How often the process that forwards packets was started again.",
+        lambda now: _one(now.levels.data_plane.restarts if now.levels.data_plane else None),
     ),
 )
 """In the order of the page. None is by peer: ten thousand hosts with a line for each of the others are a

@@ -43,3 +43,7 @@ class Options:
     @property
     def peers_file(self) -> Path:
         return self.state_dir / "peers.json"
+
+    @property
+    def tunnel_file(self) -> Path:
+        return self.state_dir / "tunnel"

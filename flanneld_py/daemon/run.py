@@ -22,9 +22,11 @@ from flanneld_py.core.rules import names_of
 from flanneld_py.core.statefile import SavedState, parse_state
 from flanneld_py.daemon.configwatch import ConfigWatch
 from flanneld_py.daemon.control import Control
+from flanneld_py.daemon.dataplane import DataPlaneWatch, take_over
 from flanneld_py.daemon.endpoints import http_servers
 from flanneld_py.daemon.execute import Executor
 from flanneld_py.daemon.failedstart import FIX, failure_told
+from flanneld_py.daemon.fdstore import FdStore
 from flanneld_py.daemon.filterwatch import FilterWatch
 from flanneld_py.daemon.firstchoice import Before
 from flanneld_py.daemon.heartbeats import Heartbeats
@@ -57,6 +59,9 @@ from flanneld_py.drivers.packetrules import PacketRules
 from flanneld_py.drivers.rtnetlink import RtnetlinkTables
 from flanneld_py.errors import FlanneldError, HostError
 from flanneld_py.model import IPNetwork
+from flanneld_py.udp.kept import Kept
+from flanneld_py.udp.tunnel import Tunnel
+from flanneld_py.udp.tuns import Tuns
 
 STOP_WITHIN = 4.0
 """Seconds for the threads to end after SIGTERM; a call to a hanging etcd is then abandoned."""
@@ -171,7 +176,7 @@ def require_directory(subnet_file: Path) -> None:
 class Daemon:
     """Owns everything; `run` is the process's life."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, kept: Kept) -> None:
         """Make all parts. Nothing is changed on the host yet but locks.
 
         Raises:
@@ -183,6 +188,7 @@ class Daemon:
         require_net_admin()
         require_directory(options.subnet_file)
         self._options = options
+        self._kept = kept
         prefix = options.etcd.prefix
         self._log = structlog.get_logger().bind(part="main")
         self._locks = Locks(prefix, options.state_dir, options.subnet_file)
@@ -205,12 +211,13 @@ class Daemon:
                 "install nftables or iptables, then restart",
             )
         self._filterwatch = FilterWatch(self._inbox, names, settings.wish)
-        tables, links, blackholes = RtnetlinkTables(prefix), KernelLinks(prefix), Blackholes(prefix)
+        tuns = Tuns()
+        tables, links, blackholes = RtnetlinkTables(prefix), KernelLinks(prefix, tuns), Blackholes(prefix)
+        tunnel = self._make_tunnel(options, tuns)
+        filters = PacketRules(names, settings.tools)
         self._monitor = Monitor(ignore_ports={*tables.port_ids, *links.port_ids, *blackholes.port_ids})
         self._reconciler = Reconciler(
-            Executor(
-                (links, tables, blackholes, Offloads(), PacketRules(names, settings.tools), HostFiles())
-            ),
+            Executor((links, tunnel, tables, blackholes, Offloads(), filters, HostFiles())),
             settings,
             self._inbox,
             self._follow,
@@ -222,7 +229,9 @@ class Daemon:
         self._set_alarms()
         self._filterwatch.begin()
         self._threads: list[threading.Thread] = []
-        self._process = Process(os.getpid(), prefix, identity.node_id, self._hanging)
+        self._process = Process(
+            os.getpid(), prefix, identity.node_id, self._hanging, lambda: self._dataplane.counters
+        )
         subnet_file = SubnetFileWatch(options.subnet_file, self._inbox)
         self._servers = http_servers(options, self._inbox, self._process, subnet_file.look)
         self._hostwatch.begin()
@@ -252,6 +261,14 @@ class Daemon:
         status_file = Path(status_path(str(options.subnet_file)))
         looks = subnet_file.look, OverlapWatch(self._inbox).look
         return Publisher(self._inbox, self._process, status_file, self._notifier, *looks)
+
+    def _make_tunnel(self, options: Options, tuns: Tuns) -> Tunnel:
+        """It forwards at once where an earlier process left something to forward with."""
+        tunnel = Tunnel(options.etcd.prefix, tuns, FdStore())
+        self._dataplane = DataPlaneWatch(self._inbox, tunnel.look, options.tunnel_file)
+        tunnel.changed = self._dataplane.remember
+        take_over(tunnel, tuns, self._kept, lambda: _old_text(options.tunnel_file))
+        return tunnel
 
     def _follow(self, target: Target) -> None:
         self._leasefile.remember(target.networks)
@@ -308,6 +325,7 @@ class Daemon:
             self._thread("host-watch", self._hostwatch.run),
             self._thread("filter-watch", self._filterwatch.run),
             self._thread("reconciler", self._reconciler.run),
+            self._thread("data-plane", self._dataplane.run),
             self._thread("publisher", self._publisher.run),
             self._thread("peer-memory", self._peermemory.run),
             self._thread("control", self._control.run),

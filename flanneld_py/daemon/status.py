@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
@@ -12,7 +12,7 @@ from flanneld_py.backends.base import options_of
 from flanneld_py.core.admit import OTHER_BACKEND, OUTSIDE
 from flanneld_py.core.records import shortened
 from flanneld_py.daemon.checks import NEEDED_TO_START, is_ready, ready_checks
-from flanneld_py.daemon.inbox import Levels, Problem, boottime, utc_now
+from flanneld_py.daemon.inbox import LeaseState, Levels, Problem, boottime, utc_now
 from flanneld_py.model import External
 
 SHOWN_FAILURES = 20
@@ -37,6 +37,8 @@ class Process:
     node_id: str
     hanging: Callable[[], Collection[str]] = tuple
     """Threads that do not turn."""
+    traffic: Callable[[], Mapping[str, int]] = dict
+    """What the data plane has counted, if it is ours."""
 
 
 def compose(
@@ -76,14 +78,9 @@ def compose(
         "mtu": report.mtu,
         "offloads": {dev: "on" if on else "off" for dev, on in report.offloads.items()},
         "rules_by": report.rules_by,
+        "data_plane": _data_plane(levels),
         "external": _external(host.external) if host else None,
-        "lease": {
-            "state": lease.state,
-            "key": record.key if record else None,
-            "ttl": lease.own.ttl if lease.own else None,
-            "etcd_lease": f"{record.etcd_lease:x}" if record else None,
-            "reason": lease.problem.reason if lease.problem else None,
-        },
+        "lease": _lease(lease),
         "registry": {
             "state": levels.registry.state,
             "endpoint": levels.registry.endpoint,
@@ -108,6 +105,31 @@ def _external(external: External) -> dict[str, Any]:
         "addresses": [str(ip) for ip in external.addresses.values()],
         "public": [str(ip) for ip in external.public.values()],
         "how": external.how,
+    }
+
+
+def _lease(lease: LeaseState) -> dict[str, Any]:
+    record = lease.own.record if lease.own else None
+    return {
+        "state": lease.state,
+        "key": record.key if record else None,
+        "ttl": lease.own.ttl if lease.own else None,
+        "etcd_lease": f"{record.etcd_lease:x}" if record else None,
+        "reason": lease.problem.reason if lease.problem else None,
+    }
+
+
+def _data_plane(levels: Levels) -> dict[str, Any] | None:
+    plane = levels.data_plane
+    if plane is None:
+        return None
+    return {
+        "device": plane.device,
+        "runs": plane.runs or None,
+        "why": plane.why or None,
+        "pid": plane.pid,
+        "offloads": list(plane.offloads),
+        "restarts": plane.restarts,
     }
 
 
@@ -151,6 +173,7 @@ def find_problems(levels: Levels) -> Iterator[Problem]:
         levels.subnet_file_problem,
         levels.checksum_problem,
         levels.filter_problem,
+        levels.data_plane_problem,
         _lease_problem(levels),
         levels.report.problem,
     ):

@@ -1,4 +1,4 @@
-"""Links and addresses: the driver of our vxlan devices, and the facts about all links of this host.
+"""Links and addresses: the driver of our devices, and the facts about all links of this host.
 
 pyroute2 puts the few messages that change something into bytes; it is imported with the first of them, as it
 costs 100 ms and 25 MB, and a restart with nothing changed writes nothing. Our own socket carries them.
@@ -16,23 +16,27 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from flanneld_py.core.plan import exclude_each_other, must_recreate
+from flanneld_py.datapath import TunLink
 from flanneld_py.drivers import rtmessages as rt
 from flanneld_py.drivers.hostroutes import look_up, read_main
 from flanneld_py.drivers.links import (
+    KINDS,
     Device,
     OwnDevices,
-    device_name,
-    number,
     read_addresses,
     read_devices,
+    read_overlay_devices,
 )
+from flanneld_py.drivers.linkvalues import changes, link_of, local_key, vxlan_of
 from flanneld_py.drivers.netlink import HEADER, NLM_F_ACK, Failure, NetlinkSocket
+from flanneld_py.drivers.tunmaker import TunMaker, refused_tun
 from flanneld_py.errors import Unsupported
 from flanneld_py.model import (
     FAMILIES,
     HostFacts,
     IPAddress,
     IPInterface,
+    Link,
     LinkFacts,
     Op,
     Outcome,
@@ -44,14 +48,14 @@ from flanneld_py.model import (
     VxlanLink,
 )
 
-IFLA_VXLAN_ID, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 3, 4, 7
-IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_GBP = 15, 17, 23
 IFA_F_NODAD = 0x02
 PROC_IPV6 = Path("/proc/sys/net/ipv6")
 IPV6_MIN_MTU = 1280
 """A device with less has no IPv6 (RFC 8200, section 5; addrconf_notify of net/ipv6)."""
 TEMPORARY_NAME = "flannel-"
 """Of a device that is to take another's place: what is said of `flannel*` elsewhere holds for it, too."""
+TUN_QUEUE = 1000
+"""Packets that a TUN holds while its pump is replaced; the kernel's default is 500."""
 GO_FLANNEL_NAME = re.compile(r"flannel(-v6)?\.\d+")
 FIRST_INDEX = 1 << 24
 """Above the interface indexes that the kernel gives out by itself, counting up from 1."""
@@ -110,16 +114,18 @@ def read_host(asked: Collection[IPAddress] = ()) -> HostFacts:
 
 
 class KernelLinks:
-    """Driver of the tables links (vxlan devices) and addrs.
+    """Driver of the tables links (vxlan and TUN devices) and addrs.
 
     Args:
         prefix: the etcd prefix, which marks our links.
+        tuns: what makes TUN devices; None: none is going to be wanted.
     """
 
     tables: tuple[Table, ...] = ("links", "addrs")
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, tuns: TunMaker | None = None) -> None:
         self._own = OwnDevices(prefix)
+        self._tuns = tuns
         self._netlink = NetlinkSocket()
         self._adopted: set[int] = set()
 
@@ -134,12 +140,12 @@ class KernelLinks:
     # --- read -------------------------------------------------------------------------------------
 
     def observe(self, scope: Scope) -> State:
-        devices = read_devices(self._netlink, rt.VXLAN_LINKS)
+        devices = read_overlay_devices(self._netlink)
         addresses = read_addresses(self._netlink)
         inside = rt.Inside(scope.networks)
         self._own.look(devices)
         self._adopted = set()
-        links: dict[str, VxlanLink] = {}
+        links: dict[str, Link] = {}
         addrs: dict[tuple[str, IPInterface], bool] = {}
         for device in devices:
             on_it = [a.address for a in addresses.get(device.index, ()) if a.scope == "global"]
@@ -147,8 +153,8 @@ class KernelLinks:
             wanted = device.name in scope.devices and self._adoptable(device)
             if wanted and len(on_it) == 1 and within:
                 self._adopted.add(device.index)
-            if device.kind == "vxlan" and self._is_ours(device):
-                links[device.name] = _vxlan_link(device)
+            if self._is_ours(device):
+                links[device.name] = link_of(device)
                 addrs.update({(device.name, address): True for address in within})
         return State(links=links, addrs=addrs)
 
@@ -178,6 +184,8 @@ class KernelLinks:
         obstacle = self._obstacle(op.value, devices) if op.value is not None else None
         if obstacle is not None:
             return f"stays, as {op.value.name} cannot take its place: {obstacle}"
+        if device.kind == "tun" and self._tuns is not None:
+            self._tuns.release(device.name)
         (refused,) = self._send(Request("link", "del", {"index": device.index}))
         if refused is None or refused.code == errno.ENODEV:
             return None
@@ -194,7 +202,7 @@ class KernelLinks:
                 return f"{device.name} has this VNI, or its UDP port with other marks: remove that"
         return None
 
-    def _replace(self, old: Device, want: VxlanLink) -> str | None:
+    def _replace(self, old: Device, want: Link) -> str | None:
         """Put another device in the place of one that cannot be changed into it, if it can be made at all.
 
         It is made and brought up under a name of its own first, as a VNI or a port may be taken. What hangs
@@ -216,8 +224,10 @@ class KernelLinks:
         refused = next(filter(None, self._send(*steps)), None)
         return f"cannot put another device in the place of {old.name}: {refused.reason}" if refused else None
 
-    def _create(self, name: str, want: VxlanLink, called: str = "") -> str | None:
+    def _create(self, name: str, want: Link, called: str = "") -> str | None:
         called = called or name
+        if isinstance(want, TunLink):
+            return self._create_tun(name, want, called)
         try:
             underlying = socket.if_nametoindex(want.dev)
         except OSError:
@@ -235,7 +245,7 @@ class KernelLinks:
             "txqlen": 0,
             "vxlan_id": want.vni,
             "vxlan_link": underlying,
-            _local_key(want): str(want.local),
+            local_key(want): str(want.local),
             "vxlan_port": want.port,
             "vxlan_learning": want.learning,
         }
@@ -260,37 +270,66 @@ class KernelLinks:
             self._send(Request("link", "del", {"index": index}))
         return error
 
+    def _create_tun(self, name: str, want: TunLink, called: str) -> str | None:
+        """Until it bears our mark it goes with this process, so that none is left that nobody owns.
+
+        Raises:
+            Unsupported: this kernel, or this container, has no TUN devices.
+        """
+        if self._tuns is None:
+            return f"cannot create {called}: nothing here makes TUN devices"
+        try:
+            self._tuns.make(name)
+            index = socket.if_nametoindex(name)
+            request = {"index": index, "ifalias": want.alias, "mtu": want.mtu, "txqlen": TUN_QUEUE}
+            refused = next(
+                filter(
+                    None,
+                    self._send(
+                        Request("link", "set", request),
+                        Request("link", "set", {"index": index, "state": "up" if want.up else "down"}),
+                    ),
+                ),
+                None,
+            )
+            if refused is None:
+                self._tuns.keep(name)
+                return None
+        except OSError as error:
+            self._tuns.release(name)
+            return refused_tun(called, error)
+        self._tuns.release(name)
+        return f"cannot create {called}: {refused.reason}"
+
     def _holder(self, refused: Failure, want: VxlanLink) -> str:
         """Who holds the VNI for which a creation was refused, and what to do about it."""
         if refused.code != errno.EEXIST or "VNI" not in refused.reason:
             return ""  # it was about the name
-        for device in read_devices(self._netlink, rt.VXLAN_LINKS):
-            have = _vxlan_link(device)
+        for device in read_devices(self._netlink, rt.LINKS_OF_KIND["vxlan"]):
+            have = vxlan_of(device)
             if (have.vni, have.port) == (want.vni, want.port):
                 return f"; it is {device.name}: remove that, or choose another VNI"
         # The kernel keeps a VNI with the namespace in which its device was made.
         return "; its device was moved to another network namespace: remove it there, or choose another VNI"
 
-    def _change(self, device: Device, want: VxlanLink) -> str | None:
-        if device.kind != "vxlan":
-            return f"device {device.name} is a {device.kind}, not a vxlan device; remove or rename it"
-        have = _vxlan_link(device)
+    def _change(self, device: Device, want: Link) -> str | None:
+        if device.kind not in KINDS:
+            return f"device {device.name} is a {device.kind}, not of an overlay; remove or rename it"
+        have = link_of(device)
         if must_recreate(have, want):
             return self._replace(device, want)
         try:
-            changes = _changes(have, want)
+            differing = changes(have, want)
         except OSError:
-            return f"cannot move {device.name}: its underlying device {want.dev} does not exist"
-        return self._carry_out(device.name, want, changes, device.index)
+            return f"cannot move {device.name}: its underlying device does not exist"
+        return self._carry_out(device.name, want, differing, device.index)
 
-    def _carry_out(
-        self, name: str, want: VxlanLink, changes: dict[str, dict[str, Any]], index: int
-    ) -> str | None:
+    def _carry_out(self, name: str, want: Link, steps: dict[str, dict[str, Any]], index: int) -> str | None:
         """Make changes to a device; which failed and why, if any did."""
-        failures = self._send(*(Request("link", "set", {"index": index, **c}) for c in changes.values()))
+        failures = self._send(*(Request("link", "set", {"index": index, **step}) for step in steps.values()))
         refused = [
             f"its {what} cannot be changed: {_explain(failure, want, what)}"
-            for what, failure in zip(changes, failures, strict=True)
+            for what, failure in zip(steps, failures, strict=True)
             if failure is not None
         ]
         return f"{name}: {'; '.join(refused)}" if refused else None
@@ -341,14 +380,17 @@ class KernelLinks:
 def _not_ours(device: Device) -> str:
     return (
         f"device {device.name} exists and is not ours (alias {device.alias!r}, kind "
-        f"{device.kind or 'none'!r}); remove or rename it, or choose another VNI"
+        f"{device.kind or 'none'!r}); remove or rename it"
+        + (", or choose another VNI" if device.kind == "vxlan" else "")
     )
 
 
-def _keeps_away(device: Device, want: VxlanLink) -> bool:
+def _keeps_away(device: Device, want: Link) -> bool:
     """Whether the kernel refuses `want` beside it; the socket of a port is there when a device is up."""
-    have = _vxlan_link(device)
-    return exclude_each_other(have, want) and (have.gbp == want.gbp or have.up)
+    have = vxlan_of(device)
+    return (
+        isinstance(want, VxlanLink) and exclude_each_other(have, want) and (have.gbp == want.gbp or have.up)
+    )
 
 
 def _without_ack(request: bytes) -> bytes:
@@ -356,33 +398,11 @@ def _without_ack(request: bytes) -> bytes:
     return HEADER.pack(length, kind, flags & ~NLM_F_ACK, 0, 0) + request[HEADER.size :]
 
 
-def _local_key(want: VxlanLink) -> str:
-    return "vxlan_local" if want.local.version == 4 else "vxlan_local6"
-
-
-def _changes(have: VxlanLink, want: VxlanLink) -> dict[str, dict[str, Any]]:
-    """What differs → the arguments that set it, in the order in which to do it."""
-    changes: dict[str, dict[str, Any]] = {}
-    if have.alias != want.alias:
-        changes["alias"] = {"ifalias": want.alias}
-    if have.local != want.local:
-        changes["local address"] = {"kind": "vxlan", _local_key(want): str(want.local)}
-    if have.learning != want.learning:
-        changes["learning"] = {"kind": "vxlan", "vxlan_learning": want.learning}
-    if have.dev != want.dev:
-        changes["underlying device"] = {"kind": "vxlan", "vxlan_link": socket.if_nametoindex(want.dev)}
-    if have.mac != want.mac:
-        changes["MAC"] = {"address": want.mac}
-    if have.mtu != want.mtu:
-        changes["MTU"] = {"mtu": want.mtu}
-    if have.up != want.up:
-        changes["state"] = {"state": "up" if want.up else "down"}
-    return changes
-
-
-def _explain(refused: Failure, want: VxlanLink, what: str = "") -> str:
+def _explain(refused: Failure, want: Link, what: str = "") -> str:
     if refused.code == errno.EOPNOTSUPP:
         return f"{refused.reason}; this kernel cannot change it so"
+    if isinstance(want, TunLink):
+        return refused.reason
     if refused.code == errno.EINVAL and what == "MTU":
         if want.local.version == 6 and want.mtu == IPV6_MIN_MTU:
             needed = f"raise the MTU of {want.dev} to {IPV6_MIN_MTU + 70}"
@@ -392,20 +412,3 @@ def _explain(refused: Failure, want: VxlanLink, what: str = "") -> str:
     if refused.code == errno.EADDRINUSE:
         return f"{refused.reason}; UDP port {want.port} is used by another program"
     return refused.reason
-
-
-def _vxlan_link(device: Device) -> VxlanLink:
-    info = device.info
-    local = info.get(IFLA_VXLAN_LOCAL) or info.get(IFLA_VXLAN_LOCAL6) or bytes(4)
-    return VxlanLink(
-        vni=number(info.get(IFLA_VXLAN_ID)),
-        port=int.from_bytes(info.get(IFLA_VXLAN_PORT, b""), "big"),
-        dev=device_name(number(info.get(IFLA_VXLAN_LINK))),  # empty: none, or one of another namespace
-        local=rt.address(local),
-        mtu=device.mtu,
-        mac=device.mac,
-        alias=device.alias,
-        learning=any(info.get(IFLA_VXLAN_LEARNING, b"")),
-        gbp=IFLA_VXLAN_GBP in info,
-        up=device.up,
-    )

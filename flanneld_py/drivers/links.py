@@ -54,7 +54,7 @@ class FoundRoute(NamedTuple):
     length: int
     mark: RouteMark
     hop: NextHop | None
-    """Where it leads, if the kernel shows one gateway."""
+    """Where it leads, if the kernel shows one gateway or device."""
     dev: str
     """Empty: several, or shown by the nexthop object only."""
     index_of_dev: int
@@ -86,9 +86,19 @@ class FoundRoute(NamedTuple):
 
     def describe(self) -> str:
         """As `ip route` would, with a space before: ` via 192.0.2.77 dev eth0 proto static`."""
-        via = f" via {self.hop.via}" if self.hop else f" nhid {self.nexthop}" if self.nexthop else ""
+        gateway = self.hop.via if self.hop else None
+        via = f" via {gateway}" if gateway else f" nhid {self.nexthop}" if self.nexthop else ""
         dev = f" dev {self.dev}" if self.dev else ""
         return f"{via}{dev} proto {rt.PROTOCOLS.get(self.mark.protocol, self.mark.protocol)}"
+
+
+KINDS = tuple(rt.LINKS_OF_KIND)
+"""Of the devices that overlays are made of."""
+
+
+def read_overlay_devices(netlink: NetlinkSocket) -> list[Device]:
+    """The links of KINDS: ours, and others'."""
+    return [device for request in rt.LINKS_OF_KIND.values() for device in read_devices(netlink, request)]
 
 
 def read_devices(netlink: NetlinkSocket, request: bytes = rt.ALL_LINKS) -> list[Device]:
@@ -148,13 +158,13 @@ class OwnDevices:
         self._seen: set[int] = set()
 
     def look(self, devices: Iterable[Device]) -> None:
-        """Take note of all vxlan devices that there are."""
+        """Take note of all devices of KINDS that there are."""
         self._seen = {device.index for device in devices if self.is_ours(device)}
 
     def is_ours(self, device: Device) -> bool:
         if device.alias == self.alias:
             return True
-        return device.index in self._seen and device.kind == "vxlan" and not is_marked(device.alias)
+        return device.index in self._seen and device.kind in KINDS and not is_marked(device.alias)
 
 
 class Claims(NamedTuple):
@@ -218,12 +228,14 @@ def read_main_routes(
             continue
         index = number(found.get(rt.RTA_OIF))
         hop = None
+        nexthop = number(found.get(rt.RTA_NH_ID))
         if type_ == rt.RTN_UNICAST and rt.RTA_GATEWAY in found and index:
             via = rt.address(found[rt.RTA_GATEWAY])
             hop = NextHop(name_of(index), via, bool(flags & rt.RTNH_F_ONLINK))
+        elif type_ == rt.RTN_UNICAST and index and not nexthop and rt.RTA_VIA not in found:
+            hop = NextHop(name_of(index), None, onlink=False)
         mark = RouteMark(made_by, tos, number(found.get(rt.RTA_PRIORITY)))
         dev = name_of(index) if index else ""
-        nexthop = number(found.get(rt.RTA_NH_ID))
         metrics = found.get(rt.RTA_METRICS)
         lock = number(nested(metrics).get(rt.RTAX_LOCK)) if metrics else 0
         yield FoundRoute(found[rt.RTA_DST], length, mark, hop, dev, index, nexthop, type_, lock)

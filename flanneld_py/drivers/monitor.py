@@ -15,7 +15,7 @@ from flanneld_py.drivers import rtmessages as rt
 from flanneld_py.drivers.links import device_name, number, text
 from flanneld_py.drivers.netlink import NLM_F_REPLACE, attributes, messages, open_socket
 from flanneld_py.drivers.subscription import Subscription
-from flanneld_py.model import ROUTE_PROTOCOL, IPAddress, Scope, State
+from flanneld_py.model import ROUTE_PROTOCOL, IPAddress, Scope, State, VxlanLink
 
 GROUPS = {
     "RTNLGRP_LINK": 1,
@@ -127,7 +127,8 @@ class Monitor(Subscription[Heard]):
         """
         inside, ids = rt.Inside(scope.networks), nexthop_ids(scope.prefix)
         names = frozenset(want.links)
-        below = {link.dev for link in want.links.values()} | {r.nexthop.dev for r in want.routes.values()}
+        below = {link.dev for link in want.links.values() if isinstance(link, VxlanLink)}
+        below |= {route.nexthop.dev for route in want.routes.values()}
         self._followed = Followed(
             want, names, link_alias(scope.prefix), frozenset(below - names), inside, ids
         )

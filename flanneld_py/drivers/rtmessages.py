@@ -50,7 +50,16 @@ NTF_SELF = 0x02
 
 RTMSG = struct.Struct("=BBBBBBBBI")
 """Family, destination length, source length, TOS, table, protocol, scope, type, flags."""
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_METRICS, RTA_MULTIPATH, RTA_NH_ID = 1, 4, 5, 6, 8, 9, 30
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_METRICS, RTA_MULTIPATH, RTA_VIA, RTA_NH_ID = (
+    1,
+    4,
+    5,
+    6,
+    8,
+    9,
+    18,
+    30,
+)
 RTAX_LOCK = 1
 RT_TABLE_MAIN = 254
 RT_SCOPE_UNIVERSE, RT_SCOPE_NOWHERE = 0, 255
@@ -100,6 +109,7 @@ _NEIGHBOUR: dict[int, struct.Struct] = {
 }
 _ROUTE4 = struct.Struct("=IHHII BBBBBBBBI HH4s HHI")
 _ROUTE6 = struct.Struct("=IHHII BBBBBBBBI HH16s HHI HH16s HHHHI")
+_DIRECT_ROUTE6 = struct.Struct("=IHHII BBBBBBBBI HH16s HHI HHHHI")
 _BLACKHOLE: dict[int, struct.Struct] = {
     4: struct.Struct("=IHHII BBBBBBBBI HH4s HHI HHHHI"),
     6: struct.Struct("=IHHII BBBBBBBBI HH16s HHI HHHHI"),
@@ -163,7 +173,11 @@ ALL_LINKS = IFINFOMSG.pack(AF_UNSPEC, 0, 0, 0, 0) + attribute(
     IFLA_EXT_MASK, U32.pack(RTEXT_FILTER_SKIP_STATS)
 )
 """The body of a dump request, without statistics."""
-VXLAN_LINKS = ALL_LINKS + attribute(IFLA_LINKINFO | NLA_F_NESTED, attribute(IFLA_INFO_KIND, b"vxlan"))
+LINKS_OF_KIND: dict[str, bytes] = {
+    kind: ALL_LINKS + attribute(IFLA_LINKINFO | NLA_F_NESTED, attribute(IFLA_INFO_KIND, kind.encode()))
+    for kind in ("vxlan", "tun")
+}
+"""Kind of an overlay's device → the same for devices of that kind."""
 
 
 def set_neighbour(index: int, destination: IPAddress, mac: str) -> bytes:
@@ -220,6 +234,26 @@ def set_route4(destination: IPNetwork, protocol: int, nexthop: int, *, new: bool
         socket.AF_INET, destination.prefixlen, 0, 0,
         RT_TABLE_MAIN, protocol, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0,
         8, RTA_DST, destination.network_address.packed, 8, RTA_NH_ID, nexthop,
+    )  # fmt: skip
+
+
+def set_direct_route4(destination: IPNetwork, protocol: int, index: int, *, new: bool) -> bytes:
+    """An IPv4 route to a device, without a gateway or nexthop object; `new` as before."""
+    return _ROUTE4.pack(
+        44, RTM_NEWROUTE, _NEW_FLAGS if new else _SET_FLAGS, 0, 0,
+        socket.AF_INET, destination.prefixlen, 0, 0,
+        RT_TABLE_MAIN, protocol, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0,
+        8, RTA_DST, destination.network_address.packed, 8, RTA_OIF, index,
+    )  # fmt: skip
+
+
+def set_direct_route6(destination: IPNetwork, protocol: int, index: int, mark: int, *, new: bool) -> bytes:
+    """An IPv6 route to a device, without a gateway; `new` as before, `mark` as below."""
+    return _DIRECT_ROUTE6.pack(
+        64, RTM_NEWROUTE, _NEW_FLAGS if new else _SET_FLAGS, 0, 0,
+        socket.AF_INET6, destination.prefixlen, 0, 0,
+        RT_TABLE_MAIN, protocol, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0,
+        20, RTA_DST, destination.network_address.packed, 8, RTA_OIF, index, *_MARK, mark,
     )  # fmt: skip
 
 

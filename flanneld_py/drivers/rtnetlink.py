@@ -24,8 +24,8 @@ from flanneld_py.drivers.links import (
     device_name,
     is_marked,
     number,
-    read_devices,
     read_main_routes,
+    read_overlay_devices,
 )
 from flanneld_py.drivers.netlink import U32, Failure, NetlinkSocket, attribute, attributes
 from flanneld_py.drivers.refusals import explain
@@ -218,6 +218,8 @@ class RtnetlinkTables:
 
     def _set_nexthop(self, op: Op) -> list[bytes]:
         hop: NextHop = op.key
+        if hop.via is None:
+            raise ValueError(f"a nexthop object on {hop.dev} has no gateway")
         index = self._index(hop.dev)
         known = hop in self._nexthops
         if not known:
@@ -243,7 +245,9 @@ class RtnetlinkTables:
         if op.key in self._beside:
             raise ValueError(_conflict(op.key, self._beside[op.key]))
         new = op.key not in self._held
-        if op.key.version == 4:
+        if via is None:
+            wanted = self._direct_route(op.key, protocol, self._index(dev), new=new)
+        elif op.key.version == 4:
             numbers = self._nexthops.get(op.value.nexthop)
             if numbers is None:
                 raise UnknownReferent(f"nexthop {via} on device {dev} does not exist")
@@ -260,6 +264,11 @@ class RtnetlinkTables:
             return [wanted]  # the kernel puts it in the place of ours, also of one with another protocol
         return [*(rt.delete_route(op.key, *mark) for mark in marks), wanted]
 
+    def _direct_route(self, destination: IPNetwork, protocol: int, index: int, *, new: bool) -> bytes:
+        if destination.version == 4:
+            return rt.set_direct_route4(destination, protocol, index, new=new)
+        return rt.set_direct_route6(destination, protocol, index, self._mark, new=new)
+
     def _delete_route(self, op: Op) -> list[bytes]:
         marks = self._marks.get(op.key, [USUAL_MARK[op.key.version]])
         return [rt.delete_route(op.key, *mark) for mark in marks]
@@ -272,12 +281,13 @@ class RtnetlinkTables:
         inside = rt.Inside(scope.networks)
         fdb: dict[tuple[str, str], IPAddress] = {}
         neighs: dict[tuple[str, IPAddress], str] = {}
-        devices = read_devices(self._socket, rt.VXLAN_LINKS)
+        devices = read_overlay_devices(self._socket)
         self._devices.look(devices)
-        own = {device.index: device.name for device in devices if self._devices.is_ours(device)}
-        for index, name in own.items():
-            self._observe_fdb(index, name, fdb)
-            self._observe_neighbours(index, name, inside, neighs)
+        own = {device.index: device for device in devices if self._devices.is_ours(device)}
+        for index, device in own.items():
+            if device.kind == "vxlan":
+                self._observe_fdb(index, device.name, fdb)
+                self._observe_neighbours(index, device.name, inside, neighs)
         others = {device.index for device in devices if is_marked(device.alias)} - own.keys()
         every = [
             route

@@ -41,7 +41,7 @@ CRASHES = 3
 
 TUN_DEVICE = "/dev/net/tun"
 TUNSETIFF, TUNSETPERSIST = 0x400454CA, 0x400454CB
-IFF_TUN, IFF_NO_PI, IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
+IFF_TUN, IFF_NO_PI, IFF_VNET_HDR, IFF_TUN_EXCL = 0x0001, 0x1000, 0x4000, 0x8000
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 SOCKET_BUFFER = 16 << 20
 """Bytes: packets of some milliseconds, in which the child may not run."""
@@ -65,17 +65,19 @@ class Running:
     """Those of worker.OFFLOADS that are in use."""
 
 
-def open_tun(name: str, *, persistent: bool) -> int:
+def open_tun(name: str, *, persistent: bool, new: bool = False) -> int:
     """Attach to a TUN device as a pump needs it, and make it if it is not there; the descriptor.
 
-    A persistent one survives its last descriptor. /dev/net/tun: see Documentation/networking/tuntap.rst.
+    A persistent one survives its last descriptor. `new`: refuse when it is there.
+    /dev/net/tun: see Documentation/networking/tuntap.rst.
 
     Raises:
         OSError: no such driver, no right to it, another process has it, or the name is no TUN's.
     """
     tun = os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     try:
-        request = struct.pack("16sH22x", name.encode(), IFF_TUN | IFF_NO_PI | IFF_VNET_HDR)
+        flags = IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | (IFF_TUN_EXCL if new else 0)
+        request = struct.pack("16sH22x", name.encode(), flags)
         fcntl.ioctl(tun, TUNSETIFF, request)
         fcntl.ioctl(tun, TUNSETPERSIST, int(persistent))
     except BaseException:

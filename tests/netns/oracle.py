@@ -6,6 +6,7 @@ imports nothing of the product: an error there cannot hide here.
 
 from __future__ import annotations
 
+import json
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from flanneld_py.lab import Host
 
 PROTOCOL = "96"
+TUN = "flannel0"
+UDP_OVERHEAD = 28
 VXLAN_OVERHEAD = {4: 50, 6: 70}
 PUBLIC = {4: "PublicIP", 6: "PublicIPv6"}
 DATA = {4: "BackendData", 6: "BackendV6Data"}
@@ -57,13 +60,15 @@ def expected(host: Host, backend: str, *, vni: int = 1, direct: Sequence[str] = 
 
     Args:
         host: the host.
-        backend: host-gw or vxlan.
+        backend: host-gw, udp or vxlan.
         vni: of vxlan.
         direct: prefixes of the underlay whose hosts vxlan reaches without the tunnel (DirectRouting).
     """
     records = host.etcd.leases()
     own = own_key(host)
     rows: Rows = {}
+    if backend == "udp":
+        return _udp_rows(host, own, len(records) - 1)
     for key, record in records.items():
         for family in subnets_of(own) if key != own else ():
             if family in subnets_of(key):
@@ -83,6 +88,46 @@ def expected(host: Host, backend: str, *, vni: int = 1, direct: Sequence[str] = 
                 f"vni={vni} port=8472 dev={host.interface} local={local} "
                 f"mtu={external_mtu(host) - VXLAN_OVERHEAD[family]} mac={mac} up=True learning=False"
             )
+    return rows
+
+
+def _udp_rows(host: Host, own: str, peers: int) -> Rows:
+    """Whatever the peers are, the kernel holds the same; how many the pump knows the daemon must tell."""
+    mtu = external_mtu(host) - UDP_OVERHEAD
+    rows = {f"link {TUN}": f"mtu={mtu} up=True alias=flanneld-py:{host.prefix} runs=True peers={peers}"}
+    networks = json.loads(host.etcd.ctl("get", f"{host.etcd.prefix}/config", "--print-value-only"))
+    for family, subnet in subnets_of(own).items():
+        base = ip_network(subnet).network_address
+        rows[f"address {base}/{base.max_prefixlen}"] = TUN
+        network = networks["Network" if family == 4 else "IPv6Network"]
+        rows[f"route {network}"] = f"dev {TUN} proto {PROTOCOL}"
+    return rows
+
+
+def _actual_udp_rows(host: Host) -> Rows:
+    rows: Rows = {}
+    for link in host.ip("-d", "link", "show"):
+        if link["ifname"] != TUN:
+            continue
+        try:
+            told = json.loads(host.status_file.read_text())
+        except (OSError, ValueError):
+            told = {"peers": {"count": "?"}}
+        # A TUN has a carrier as long as somebody reads it.
+        rows[f"link {TUN}"] = (
+            f"mtu={link['mtu']} up={'UP' in link['flags']} alias={link.get('ifalias')} "
+            f"runs={'LOWER_UP' in link['flags']} peers={told['peers']['count']}"
+        )
+        for found in host.ip("address", "show", "dev", TUN):
+            rows |= {
+                f"address {address['local']}/{address['prefixlen']}": TUN
+                for address in found["addr_info"]
+                if address["scope"] == "global"
+            }
+    for version in ("-4", "-6"):
+        for route in _main_routes(host, version):
+            if route.get("dev") == TUN and "gateway" not in route and route.get("protocol") != "kernel":
+                rows[f"route {route['dst']}"] = f"dev {TUN} proto {route.get('protocol')}"
     return rows
 
 
@@ -123,6 +168,8 @@ def actual(host: Host, backend: str, *, vni: int = 1) -> Rows:
     for hop in host.ip("nexthop", "show"):
         onlink = "onlink" in hop.get("flags", [])
         rows[f"nexthop {hop.get('gateway')}"] = f"dev {hop.get('dev')} onlink={onlink}"
+    if backend == "udp":
+        rows |= _actual_udp_rows(host)
     if backend == "vxlan":
         for family in (4, 6):
             rows |= _vxlan_rows(host, device_of(family, vni))

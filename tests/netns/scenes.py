@@ -9,7 +9,7 @@ from tests.netns.oracle import wait_in_order
 if TYPE_CHECKING:
     from flanneld_py.lab import Host, Lab
 
-BACKENDS = ("host-gw", "vxlan")
+BACKENDS = ("host-gw", "udp", "vxlan")
 NETWORK = "10.5.0.0/16"
 NETWORK6 = "fd00:5::/48"
 FAMILIES: dict[str, tuple[int, ...]] = {"ipv4": (4,), "dual-stack": (4, 6), "ipv6": (6,)}
@@ -18,6 +18,8 @@ MTU = {
     ("host-gw", "ipv4"): 1500,
     ("host-gw", "dual-stack"): 1500,
     ("host-gw", "ipv6"): 1500,
+    ("udp", "ipv4"): 1472,
+    ("udp", "dual-stack"): 1472,
     ("vxlan", "ipv4"): 1450,
     ("vxlan", "dual-stack"): 1430,
     ("vxlan", "ipv6"): 1430,

@@ -618,7 +618,7 @@ def test_ten_thousand_peers(net: Namespace, record_property: Callable[[str, obje
     hops = [NextHop(DEV, subnet.network_address, onlink=True) for subnet in subnets]
     rows = State(
         fdb={(DEV, mac): ip_address(0xAC100000 + n) for n, mac in enumerate(macs)},
-        neighs={(DEV, hop.via): mac for hop, mac in zip(hops, macs, strict=True)},
+        neighs={(DEV, subnet[0]): mac for subnet, mac in zip(subnets, macs, strict=True)},
         nexthops=dict.fromkeys(hops, True),
         routes={subnet: Route(hop) for subnet, hop in zip(subnets, hops, strict=True)},
     )

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from flanneld_py.lab import Daemon, Host, Lab
 
 STOPPED_WITHIN = 5.0
-MTU = {"host-gw": 1500, "vxlan": 1450}
+MTU = {"host-gw": 1500, "udp": 1472, "vxlan": 1450}
 
 
 @pytest.fixture(autouse=True)

@@ -43,7 +43,7 @@ ROUTES: dict[IPNetwork, Route] = {
 WANT = State(
     links={DEV: LINK},
     fdb=FDB,
-    neighs={(DEV, PEER4.via): MAC, (DEV, PEER6.via): MAC},
+    neighs={(DEV, ip_address("10.5.3.0")): MAC, (DEV, ip_address("fd00:5:3::")): MAC},
     nexthops={PEER4: True},
     routes=ROUTES,
 )

@@ -13,7 +13,7 @@ from tests.netns.scenes import BACKENDS, overlay
 if TYPE_CHECKING:
     from flanneld_py.lab import Lab
 
-MTU = {"host-gw": 1500, "vxlan": 1450}
+MTU = {"host-gw": 1500, "udp": 1472, "vxlan": 1450}
 TRANSFER = 2_000_000
 """Bytes."""
 

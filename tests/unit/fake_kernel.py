@@ -12,7 +12,14 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from flanneld_py.model import Op, State, Table, VxlanLink
+from flanneld_py.datapath import TunLink
+from flanneld_py.model import (
+    Link,
+    Op,
+    State,
+    Table,
+    VxlanLink,
+)
 from tests.unit.strategies import TABLES, mac, states, underlay
 
 EXTERNAL = ("eth0", "eth1")
@@ -54,7 +61,7 @@ class FakeKernel:
 
     def _set_links(self, op: Op) -> str | None:
         links, name, new = self.tables["links"], op.key, op.value
-        if new.dev not in EXTERNAL:
+        if isinstance(new, VxlanLink) and new.dev not in EXTERNAL:
             return f"Cannot find device {new.dev}"
         old = links.get(name)
         if old is None or fixed(old) != fixed(new):
@@ -65,7 +72,7 @@ class FakeKernel:
             self.tables["sysctls"][f"net/ipv6/conf/{name}/accept_ra"] = "1"
             old = None
         links[name] = new
-        if old is not None and old.mac != new.mac:
+        if isinstance(old, VxlanLink) and old.mac != new.mac:
             self._drop("neighs", lambda key, _: key[0] == name)
         if not new.up:
             self._drop_what_needs_an_up_device(name)
@@ -79,6 +86,7 @@ class FakeKernel:
         for table in ("addrs", "fdb"):
             self._drop(table, lambda key, _: key[0] == name)
         self._drop("offloads", lambda key, _: key == name)
+        self._del_pumps(op)
         self._drop_what_needs_an_up_device(name)
         return None
 
@@ -112,6 +120,17 @@ class FakeKernel:
             self._drop("neighs", lambda key, _: key[0] == device and key[1].version == 4)
         return None
 
+    def _set_pumps(self, op: Op) -> str | None:
+        return self._put_on_device(op, op.key)
+
+    def _set_tunnel(self, op: Op) -> str | None:
+        return self._put(op) if op.key[0] in self.tables["pumps"] else "there is no data plane"
+
+    def _del_pumps(self, op: Op) -> str | None:
+        self.tables["pumps"].pop(op.key, None)
+        self._drop("tunnel", lambda key, _: key[0] == op.key)
+        return None
+
     def _set_fdb(self, op: Op) -> str | None:
         return self._put_on_device(op, op.key[0])
 
@@ -130,7 +149,7 @@ class FakeKernel:
 
     def _set_routes(self, op: Op) -> str | None:
         hop = op.value.nexthop
-        if op.key.version == 4 and hop not in self.tables["nexthops"]:
+        if op.key.version == 4 and hop.via is not None and hop not in self.tables["nexthops"]:
             return "Nexthop id does not exist"
         return self._put_on_device(op, hop.dev, up=True)
 
@@ -147,7 +166,7 @@ class FakeKernel:
         self.tables[op.table].pop(op.key, None)
         return None
 
-    _del_fdb = _del_neighs = _del_routes = _del_blackholes = _del_plainly
+    _del_tunnel = _del_fdb = _del_neighs = _del_routes = _del_blackholes = _del_plainly
     _del_offloads = _del_rules = _del_files = _del_plainly
 
     def _put(self, op: Op) -> str | None:
@@ -168,13 +187,17 @@ class FakeKernel:
             del rows[key]
 
 
-def fixed(link: VxlanLink) -> tuple[object, ...]:
+def fixed(link: Link) -> tuple[object, ...]:
     """What the kernel cannot change of a device."""
+    if isinstance(link, TunLink):
+        return ("tun",)
     return link.vni, link.port, link.gbp, link.local.version
 
 
-def collide(one: VxlanLink, other: VxlanLink) -> bool:
+def collide(one: Link, other: Link) -> bool:
     """One socket per port, family and set of flags; behind one socket a VNI names one device."""
+    if isinstance(one, TunLink) or isinstance(other, TunLink):
+        return False
     if (one.port, one.local.version) != (other.port, other.local.version):
         return False
     return one.vni == other.vni or one.gbp != other.gbp
@@ -211,7 +234,7 @@ def _vandalise(kernel: FakeKernel, op: Op, how: int) -> None:
         kernel.apply(op)
 
 
-def _rename(kernel: FakeKernel, name: str, link: VxlanLink) -> None:
+def _rename(kernel: FakeKernel, name: str, link: Link) -> None:
     """`ip link set flannel.1 name lost0`: the device stays ours by its alias."""
     kernel.apply(Op("del", "links", name))
     kernel.apply(Op("set", "links", "lost0", link))

@@ -19,6 +19,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from flanneld_py.core.rules import Tool, Wish, desired_rules, names_of
+from flanneld_py.datapath import (
+    Endpoint,
+    PumpSettings,
+    TunLink,
+)
 from flanneld_py.model import (
     Entry,
     External,
@@ -26,6 +31,7 @@ from flanneld_py.model import (
     Host,
     IPAddress,
     IPNetwork,
+    Link,
     Listing,
     NetworkConfig,
     NextHop,
@@ -55,6 +61,8 @@ TABLES: tuple[Table, ...] = (
     "sysctls",
     "offloads",
     "addrs",
+    "pumps",
+    "tunnel",
     "fdb",
     "neighs",
     "nexthops",
@@ -63,6 +71,20 @@ TABLES: tuple[Table, ...] = (
     "rules",
     "files",
 )
+
+
+# --- narrower types ------------------------------------------------------------------------------
+
+
+def vxlan(link: Link) -> VxlanLink:
+    assert isinstance(link, VxlanLink)
+    return link
+
+
+def neighbour(hop: NextHop) -> tuple[str, IPAddress]:
+    """The key of its neighbour."""
+    assert hop.via is not None
+    return hop.dev, hop.via
 
 
 # --- addresses by number --------------------------------------------------------------------------
@@ -286,7 +308,12 @@ def states(draw: st.DrawFn) -> State:
     tables: dict[str, dict[Any, Any]] = {table: {} for table in TABLES}
     vni, port = draw(st.sampled_from((1, 1, 1, 2))), draw(st.sampled_from((8472, 8472, 4789)))
     gbp, up_mac = draw(st.sampled_from((False, False, True))), draw(st.sampled_from((1, 1, 2)))
-    for family in draw(st.sampled_from(((4,), (4,), (6,), (4, 6), ()))):
+    choices: tuple[tuple[Family, ...], ...] = ((4,), (4,), (6,), (4, 6), ())
+    families = draw(st.sampled_from(choices))
+    if draw(st.sampled_from((False, False, False, True))):
+        _add_tun(draw, tables, families)
+        families = ()
+    for family in families:
         link = VxlanLink(
             vni=vni,
             port=port,
@@ -332,6 +359,25 @@ def _add_overlay(
         tables["routes"][target] = Route(hop)
         if family == 4:
             tables["nexthops"][hop] = True
+
+
+def _add_tun(draw: st.DrawFn, tables: dict[str, dict[Any, Any]], families: Sequence[Family]) -> None:
+    """What backend udp wants, of any family."""
+    dev = draw(st.sampled_from(("flannel0", "flannel0", "flannel1")))
+    number = draw(st.sampled_from((1, 1, 9)))
+    mtu = draw(st.sampled_from((1472, 1472, 1400)))
+    tables["links"][dev] = TunLink(mtu, f"flanneld-py:{PREFIX}")
+    tables["sysctls"][f"net/ipv6/conf/{dev}/accept_ra"] = "0"
+    own = {family: subnet(family, number) for family in families}
+    for family, net in own.items():
+        tables["addrs"][dev, ip_interface(net.network_address)] = True
+        tables["routes"][NETWORKS[family]] = Route(NextHop(dev, None, onlink=False))
+        for peer in draw(_peers(family)):
+            end = Endpoint(IPv4Address(f"192.0.2.{peer.number}"), 8285, ipv6=draw(st.booleans()))
+            tables["tunnel"][dev, subnet(family, peer.number)] = end
+    networks = tuple(NETWORKS[family] for family in families)
+    port = draw(st.sampled_from((8285, 8285, 9000)))
+    tables["pumps"][dev] = PumpSettings(IPv4Address("192.0.2.1"), port, per_family(own), networks, mtu)
 
 
 @st.composite

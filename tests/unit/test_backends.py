@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from ipaddress import ip_address, ip_interface, ip_network
+from functools import partial
+from ipaddress import IPv4Address, ip_address, ip_interface, ip_network
 from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from flanneld_py.backends import BACKENDS, backend_of
@@ -20,14 +21,38 @@ from flanneld_py.core.desired import desired
 from flanneld_py.core.leasedecision import Keep, Wish
 from flanneld_py.core.plan import plan
 from flanneld_py.core.records import decode, encode, format_key
+from flanneld_py.datapath import Endpoint, PumpSettings, TunLink
 from flanneld_py.errors import ConfigError, HostError
-from flanneld_py.model import Entry, Family, Host, NextHop, PerFamily, Record, Route, State, VxlanLink
+from flanneld_py.model import (
+    Entry,
+    Family,
+    Host,
+    IPNetwork,
+    NextHop,
+    PerFamily,
+    Record,
+    Route,
+    State,
+    VxlanLink,
+)
 from tests.unit import strategies
 from tests.unit.fake_kernel import FakeKernel
-from tests.unit.strategies import FAMILIES, host, mac, per_family, snapshot_of, subnet, underlay, usual
+from tests.unit.strategies import FAMILIES, host, mac, per_family, snapshot_of, subnet, underlay, usual, vxlan
 
 every_backend = pytest.mark.parametrize("name", sorted(BACKENDS))
 every_backend_with_routes = pytest.mark.parametrize("name", sorted(BACKENDS.keys() - {"alloc"}))
+ALONE: tuple[tuple[Family, ...], ...] = ((4,), (6,), (4, 6))
+
+
+def with_families(*without: str) -> pytest.MarkDecorator:
+    """Every backend but some, with every set of families that it can carry."""
+    pairs = [(name, f) for name in sorted(BACKENDS.keys() - {*without}) for f in ALONE if can(name, f)]
+    return pytest.mark.parametrize(("name", "families"), pairs, ids=str)
+
+
+def can(name: str, families: Sequence[Family]) -> bool:
+    """Udp needs IPv4 to carry IPv6."""
+    return name != "udp" or 4 in families
 
 
 def backend(name: str, families: Sequence[Family] = (4,), **options: Any) -> Backend:
@@ -56,6 +81,12 @@ def data(one: Backend, here: Host, own: Record | None = None, family: Family = 4
     return one.published(here, own).backend_data.get(family)
 
 
+def led(state: State) -> set[IPNetwork]:
+    """The subnets to which packets are led, by routes of their own or by a pump."""
+    whole = {to for to, route in state.routes.items() if route.nexthop.via is None}
+    return set(state.routes) - whole | {to for _, to in state.tunnel}
+
+
 # --- of every backend -----------------------------------------------------------------------------
 
 
@@ -65,37 +96,36 @@ def data(one: Backend, here: Host, own: Record | None = None, family: Family = 4
 def test_the_order_of_peers_does_not_matter(
     name: str, families: tuple[Family, ...], count: int, random: Random
 ) -> None:
+    assume(can(name, families))
     one, here, (own, *peers) = network(name, count + 1, families)
     assert one.desired(own, random.sample(peers, count), here) == one.desired(own, peers, here)
 
 
-@every_backend_with_routes
-@pytest.mark.parametrize("families", [(4,), (6,), (4, 6)], ids=str)
+@with_families("alloc")
 def test_nothing_leads_to_ourselves(name: str, families: tuple[Family, ...]) -> None:
     one, here, (own, *peers) = network(name, 4, families)
     state = one.desired(own, peers, here)
-    assert set(state.routes) == {net for peer in peers for net in peer.subnets.values()}
-    assert not set(state.routes) & set(own.subnets.values())
+    assert led(state) == {net for peer in peers for net in peer.subnets.values()}
+    assert not led(state) & set(own.subnets.values())
     ours = {*own.vtep_macs.values(), *own.public_ips.values()}
     assert not ours & {*state.fdb.values(), *state.neighs.values(), *(key[1] for key in state.fdb)}
     assert not ours & {route.nexthop.via for route in state.routes.values()}
+    assert not ours & {end.address for end in state.tunnel.values()}
 
 
-@every_backend_with_routes
-@pytest.mark.parametrize("families", [(4,), (6,), (4, 6)], ids=str)
+@with_families("alloc")
 def test_rows_of_a_peer_come_and_go_with_it(name: str, families: tuple[Family, ...]) -> None:
     one, here, (own, first, second) = network(name, 3, families)
     alone, with_first = one.desired(own, [], here), one.desired(own, [first], here)
-    assert alone.routes == {}
-    assert len(with_first.routes) == len(families)
+    assert led(alone) == set()
+    assert len(led(with_first)) == len(families)
     both = one.desired(own, [first, second], here)
     for table in strategies.TABLES:
         assert with_first.table(table).items() <= both.table(table).items()
         assert alone.table(table).items() <= with_first.table(table).items()
 
 
-@every_backend
-@pytest.mark.parametrize("families", [(4,), (6,), (4, 6)], ids=str)
+@with_families()
 def test_a_kernel_takes_all_of_it_and_the_second_plan_is_empty(
     name: str, families: tuple[Family, ...]
 ) -> None:
@@ -107,8 +137,7 @@ def test_a_kernel_takes_all_of_it_and_the_second_plan_is_empty(
     assert plan(want, kernel.observe(want.sysctls)) == []
 
 
-@every_backend
-@pytest.mark.parametrize("families", [(4,), (6,), (4, 6)], ids=str)
+@with_families()
 def test_published_data_survive_the_registry(name: str, families: tuple[Family, ...]) -> None:
     one, here = backend(name, families), host(1, families)
     found = one.published(here, None)
@@ -119,8 +148,7 @@ def test_published_data_survive_the_registry(name: str, families: tuple[Family, 
     assert record.backend_data == found.backend_data
 
 
-@every_backend
-@pytest.mark.parametrize("families", [(4,), (6,), (4, 6)], ids=str)
+@with_families()
 def test_what_stands_is_published_again_unchanged(name: str, families: tuple[Family, ...]) -> None:
     # Otherwise a restart would write to the registry, and wake up every host.
     one, here = backend(name, families), host(1, families)
@@ -145,8 +173,10 @@ def test_an_address_of_a_family_not_in_use_is_not_written_again_and_again(name: 
 @every_backend
 @pytest.mark.parametrize("external", [1280, 1400, 1500, 9001, 65535])
 def test_no_packet_grows_beyond_the_interface(name: str, external: int) -> None:
-    for families in ((4,), (6,), (4, 6)):
+    for families in filter(partial(can, name), ALONE):
         one, here = backend(name, families), host(1, families, mtu=external)
+        if (name, families, external) == ("udp", (4, 6), 1280):
+            continue  # refused, see below
         own = published_record(one, here, 1, families)
         assert 0 < one.mtu(here) <= external
         for link in one.desired(own, [], here).links.values():
@@ -159,9 +189,9 @@ def test_no_packet_grows_beyond_the_interface(name: str, external: int) -> None:
 def test_a_peer_without_our_family_gets_no_rows_of_it(name: str) -> None:
     one, here, (own, _) = network(name, 2, (4,))
     dual = published_record(backend(name, (4, 6)), host(2, (4, 6)), 2, (4, 6))
-    assert set(one.desired(own, [dual], here).routes) == {subnet(4, 2)}
-    only_v6 = published_record(backend(name, (6,)), host(2, (6,)), 2, (6,))
-    assert one.desired(own, [only_v6], here).routes == {}
+    assert led(one.desired(own, [dual], here)) == {subnet(4, 2)}
+    only_v6 = published_record(backend("host-gw", (6,)), host(2, (6,)), 2, (6,))
+    assert led(one.desired(own, [only_v6], here)) == set()
 
 
 @every_backend
@@ -239,7 +269,7 @@ def test_vxlan_v6_rows_by_hand() -> None:
     one, here, (own, peer) = network("vxlan", 2, (6,))
     state = one.desired(own, [peer], here)
     assert set(state.links) == {"flannel-v6.1"}
-    assert state.links["flannel-v6.1"].local == ip_address("2001:db8::1")
+    assert vxlan(state.links["flannel-v6.1"]).local == ip_address("2001:db8::1")
     assert state.addrs == {("flannel-v6.1", ip_interface("fd00:5:0:1::/128")): True}
     via = ip_address("fd00:5:0:2::")
     assert state.routes == {ip_network("fd00:5:0:2::/64"): Route(NextHop("flannel-v6.1", via, onlink=True))}
@@ -262,7 +292,7 @@ def test_vxlan_behind_nat_publishes_the_outer_address_and_tunnels_from_its_own()
     one = backend("vxlan")
     record = published_record(one, here, 1)
     assert record.public_ips.v4 == ip_address("203.0.113.9")
-    assert one.desired(record, [], here).links["flannel.1"].local == ip_address("192.0.2.1")
+    assert vxlan(one.desired(record, [], here).links["flannel.1"]).local == ip_address("192.0.2.1")
 
 
 def test_vxlan_mac_is_the_published_one_then_the_devices_then_one_of_its_own() -> None:
@@ -277,7 +307,8 @@ def test_vxlan_mac_is_the_published_one_then_the_devices_then_one_of_its_own() -
     made = told({}, None)
     assert made == told({"eth0": mac(3)}, None)
     assert made != data(one, host(2))["VtepMAC"]
-    assert one.desired(own, [], replace(here, macs={"flannel.1": mac(9)})).links["flannel.1"].mac == mac(5)
+    again = one.desired(own, [], replace(here, macs={"flannel.1": mac(9)}))
+    assert vxlan(again.links["flannel.1"]).mac == mac(5)
 
 
 def test_vxlan_without_ipv6_in_the_kernel_sets_no_ipv6_sysctl() -> None:
@@ -314,7 +345,7 @@ def test_vxlan_options_reach_the_device() -> None:
     here = host(1, (4, 6))
     links = one.desired(published_record(one, here, 1, (4, 6)), [], here).links
     assert set(links) == {"flannel.42", "flannel-v6.42"}
-    for link in links.values():
+    for link in map(vxlan, links.values()):
         assert (link.vni, link.port, link.gbp, link.learning) == (42, 4789, True, True)
     assert data(one, here, family=6)["VNI"] == 42
 
@@ -327,7 +358,7 @@ def test_t08_vxlan_defaults() -> None:
 
 def test_t08_vxlan_options_given() -> None:
     one, here = backend("vxlan", MTU=1400, GBP=True, DirectRouting=True), host(1)
-    (link,) = one.desired(published_record(one, here, 1), [], here).links.values()
+    (link,) = map(vxlan, one.desired(published_record(one, here, 1), [], here).links.values())
     assert (link.vni, link.port, link.mtu, link.gbp, link.learning) == (1, 8472, 1350, True, False)
 
 
@@ -478,3 +509,114 @@ def test_alloc_record_by_hand() -> None:
     assert encode(published_record(backend("alloc"), host(1), 1)) == (
         '{"PublicIP":"192.0.2.1","PublicIPv6":null,"NodeID":"node-1"}'
     )
+
+
+# --- udp ------------------------------------------------------------------------------------------
+
+
+def test_udp_rows_by_hand() -> None:
+    one, here, (own, peer) = network("udp", 2)
+    assert one.desired(own, [peer], here) == State(
+        links={"flannel0": TunLink(mtu=1472, alias="flanneld-py:/coreos.com/network")},
+        sysctls={"net/ipv6/conf/flannel0/accept_ra": "0"},
+        addrs={("flannel0", ip_interface("10.5.1.0/32")): True},
+        pumps={
+            "flannel0": PumpSettings(
+                address=IPv4Address("192.0.2.1"),
+                port=8285,
+                subnets=PerFamily(ip_network("10.5.1.0/24")),
+                networks=(ip_network("10.5.0.0/16"),),
+                mtu=1472,
+                plane="auto",
+                source_check="true",
+            )
+        },
+        tunnel={
+            ("flannel0", ip_network("10.5.2.0/24")): Endpoint(IPv4Address("192.0.2.2"), 8285, ipv6=False)
+        },
+        routes={ip_network("10.5.0.0/16"): Route(NextHop("flannel0", None, onlink=False))},
+    )
+
+
+def test_udp_record_is_as_flannel_writes_it() -> None:
+    assert encode(published_record(backend("udp"), host(1), 1)) == (
+        '{"PublicIP":"192.0.2.1","PublicIPv6":null,"NodeID":"node-1"}'
+    )
+
+
+def test_udp_with_ipv6_says_so_in_its_record_and_sends_it_only_to_those_that_do() -> None:
+    one, here, (own, peer) = network("udp", 2, (4, 6))
+    assert encode(own) == (
+        '{"PublicIP":"192.0.2.1","PublicIPv6":"2001:db8::1","BackendV6Data":{"IPv6":true},"NodeID":"node-1"}'
+    )
+    silent = replace(peer, backend_data=PerFamily())
+    for record, takes in ((peer, True), (silent, False)):
+        found = one.desired(own, [record], here)
+        end = Endpoint(IPv4Address("192.0.2.2"), 8285, ipv6=takes)
+        assert found.tunnel == {("flannel0", subnet(4, 2)): end, ("flannel0", subnet(6, 2)): end}
+        assert set(found.routes) == {ip_network("10.5.0.0/16"), ip_network("fd00:5::/48")}
+        assert found.sysctls["net/ipv6/conf/flannel0/disable_ipv6"] == "0"
+
+
+@pytest.mark.parametrize(
+    "data", [None, True, "IPv6", [], {}, {"IPv6": 1}, {"IPv6": "true"}, {"VtepMAC": "x"}]
+)
+def test_udp_takes_no_other_data_for_a_promise(data: object) -> None:
+    one, here, (own, peer) = network("udp", 2, (4, 6))
+    found = one.desired(own, [replace(peer, backend_data=PerFamily(None, data))], here)
+    assert not any(end.ipv6 for end in found.tunnel.values())
+
+
+def test_udp_behind_nat_publishes_the_outer_address_and_sends_from_its_own() -> None:
+    here = host(1)
+    here = replace(here, external=replace(here.external, public=PerFamily(ip_address("203.0.113.9"))))
+    one = backend("udp")
+    record = published_record(one, here, 1)
+    assert record.public_ips.v4 == ip_address("203.0.113.9")
+    assert one.desired(record, [], here).pumps["flannel0"].address == ip_address("192.0.2.1")
+
+
+def test_udp_without_ipv4_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"EnableIPv4 false: .* udp carries packets over IPv4"):
+        backend("udp", (6,))
+
+
+def test_udp_with_ipv6_on_too_small_an_interface_is_refused() -> None:
+    one, here = backend("udp", (4, 6)), host(1, (4, 6), mtu=1307)
+    with pytest.raises(HostError, match="eth0 has MTU 1307, and IPv6 inside udp needs 1308"):
+        one.desired(published_record(one, here, 1, (4, 6)), [], here)
+
+
+def test_udp_options() -> None:
+    assert backend("udp") == backend("udp", Port=8285, DataPlane="auto", SourceCheck=True)
+    assert backend("udp", Port=0, DataPlane=None) == backend("udp", SourceCheck="true")
+    one, here = backend("udp", Port=9000, DataPlane="python", SourceCheck="strict"), host(1)
+    own, peer = (published_record(one, host(n), n) for n in (1, 2))
+    found = one.desired(own, [peer], here)
+    pump = found.pumps["flannel0"]
+    assert (pump.port, pump.plane, pump.source_check) == (9000, "python", "strict")
+    # Records do not tell: all hosts must use the same.
+    assert {end.port for end in found.tunnel.values()} == {9000}
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"Port": 65536}, {"Port": "8285"}, {"DataPlane": "fast"}, {"SourceCheck": "yes"}, {"SourceCheck": 1}],
+)
+def test_udp_wrong_options_are_named(option: dict[str, Any]) -> None:
+    (name,) = option
+    with pytest.raises(ConfigError, match=rf"Backend\.{name} .*: expected"):
+        backend("udp", **option)
+
+
+@pytest.mark.parametrize("check", [True, False, "true", "false"])
+def test_udp_source_check_may_be_written_as_a_boolean_or_as_a_word(check: object) -> None:
+    one = backend("udp", SourceCheck=check)
+    own = published_record(one, host(1), 1)
+    assert one.desired(own, [], host(1)).pumps["flannel0"].source_check == str(check).lower()
+
+
+def test_udp_uses_the_device_that_is_ours() -> None:
+    one, here, (own, _) = network("udp", 2)
+    found = one.desired(own, [], replace(here, tun="flannel3"))
+    assert set(found.links) == set(found.pumps) == {dev for dev, _ in found.addrs} == {"flannel3"}

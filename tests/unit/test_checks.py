@@ -18,7 +18,7 @@ from flanneld_py.daemon.checks import (
     live_checks,
     ready_checks,
 )
-from flanneld_py.daemon.inbox import LeaseState, Levels, Problem, RegistryState
+from flanneld_py.daemon.inbox import DataPlane, LeaseState, Levels, Problem, RegistryState
 from flanneld_py.model import OwnLease, Snapshot
 from tests.unit.test_status import OWN, PEER, WELL
 
@@ -57,7 +57,18 @@ def test_when_all_is_well() -> None:
         "[+] interface: eth0 192.0.2.1",
         "[+] subnet-file: written",
         "[+] packet-filter: no trouble known",
+        "[+] data-plane: the kernel's",
     ]
+
+
+def test_a_data_plane_of_ours_is_named_and_fails_readiness_when_it_does_not_turn() -> None:
+    plane = DataPlane("flannel0", "python", "No module named '_pump'", 4711)
+    working = replace(WELL, data_plane=plane)
+    assert lines(working)[-1] == "[+] data-plane: python on flannel0"
+    problem = Problem("data-plane", "pid 4711 was killed by signal 9", "none is needed")
+    broken = replace(WELL, data_plane=replace(plane, runs=""), data_plane_problem=problem)
+    assert lines(broken)[-1] == "[-] data-plane: in trouble: pid 4711 was killed by signal 9"
+    assert not is_ready(ready_checks(broken, NOW))
 
 
 def test_before_anything_is_known_nothing_is_ready_but_the_threads() -> None:

@@ -65,7 +65,7 @@ def start(script: str, *wrapper: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_start_that_hangs_is_given_up() -> None:
-    ended = start("start.START_SECONDS = 1; start._from_command_line = lambda _: threading.Event().wait()")
+    ended = start("start.START_SECONDS = 1; start._from_command_line = lambda *_: threading.Event().wait()")
     assert ended.returncode == os.EX_SOFTWARE
     assert ended.stderr.startswith("flanneld-py: cannot start: RuntimeError: not done within 1 s; ")
     assert ended.stderr.count("\n") == 1
@@ -74,7 +74,7 @@ def test_a_start_that_hangs_is_given_up() -> None:
 def test_a_low_soft_limit_is_raised_and_a_low_hard_one_named() -> None:
     script = """
 import resource
-def show(_):
+def show(*_):
     print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], flush=True)
     return None, 0
 start._from_command_line = show
@@ -89,7 +89,7 @@ start._from_command_line = show
 def test_a_cause_that_is_a_limit_is_named() -> None:
     script = """
 from flanneld_py.errors import KernelError
-def fail(_):
+def fail(*_):
     raise KernelError("cannot open a netlink socket: Too many open files") from OSError(24, "Too many")
 start._from_command_line = fail
 """
@@ -103,7 +103,7 @@ start._from_command_line = fail
 @pytest.mark.parametrize("closed", ["0", "1", "2"])
 def test_a_closed_standard_stream_is_no_place_for_others(closed: str) -> None:
     script = f"""
-def show(_):
+def show(*_):
     assert os.path.sameopenfile({closed}, os.open(os.devnull, os.O_RDONLY))
     return None, 0
 start._from_command_line = show
@@ -113,7 +113,7 @@ start._from_command_line = show
 
 
 def test_too_little_address_space_is_named() -> None:
-    ended = start("start._from_command_line = lambda _: (None, 0)", "prlimit", f"--as={1 << 30}")
+    ended = start("start._from_command_line = lambda *_: (None, 0)", "prlimit", f"--as={1 << 30}")
     assert ended.returncode == EX_CONFIG
     assert ended.stderr.startswith(f"flanneld-py: cannot start: only {1 << 30} bytes of address space are")
     assert "(ENOMEM); raise the limit on memory" in ended.stderr

@@ -10,13 +10,16 @@ from typing import Any
 import click
 import pytest
 
-from flanneld_py.cli.daemonflags import command, options_of, start
+from flanneld_py.cli.daemonflags import Given, command, options_of, start
 from flanneld_py.cli.flagtable import BOOLEANS, FLAGS, GROUPS
 from flanneld_py.cli.variables import misspelt
 from flanneld_py.core.goflags import normalise
 from flanneld_py.core.leasepolicy import LeasePolicy
 from flanneld_py.daemon.options import Options
 from flanneld_py.errors import UsageError
+from flanneld_py.udp.kept import Kept
+
+NOTHING_KEPT = Kept({}, None)
 
 FLANNEL = {
     # name: kind, default (written from flannel's specification)
@@ -72,13 +75,17 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 def given(*argv: str) -> dict[str, Any]:
     """The values of all flags, by their names."""
     arguments = normalise(argv, FLAGS, BOOLEANS)
-    with command.make_context("flanneld-py", list(arguments.flags), obj=tuple(arguments.ignored)) as context:
+    with command.make_context(
+        "flanneld-py", list(arguments.flags), obj=Given(tuple(arguments.ignored))
+    ) as context:
         return {name: context.params[name.replace("-", "_")] for name in FLAGS if name != "version"}
 
 
 def options(*argv: str) -> Options:
     arguments = normalise(argv, FLAGS, BOOLEANS)
-    with command.make_context("flanneld-py", list(arguments.flags), obj=tuple(arguments.ignored)) as context:
+    with command.make_context(
+        "flanneld-py", list(arguments.flags), obj=Given(tuple(arguments.ignored))
+    ) as context:
         return options_of(context.params)
 
 
@@ -119,7 +126,7 @@ def test_a_default_may_be_written_out(name: str) -> None:
 
 
 def test_help_has_every_flag_once(capsys: pytest.CaptureFixture[str]) -> None:
-    assert start(["--help"]) is None
+    assert start(["--help"], NOTHING_KEPT) is None
     words = capsys.readouterr().out.split()
     for name in FLAGS:
         assert words.count(f"--{name}") >= 1, name
@@ -295,7 +302,7 @@ def test_a_password_is_never_shown() -> None:
 
 
 def test_the_version_comes_before_all_else(capsys: pytest.CaptureFixture[str]) -> None:
-    assert start(["--healthz-port=x", "-version"]) is None
+    assert start(["--healthz-port=x", "-version"], NOTHING_KEPT) is None
     assert capsys.readouterr().err.startswith("flanneld-py ")
     with pytest.raises(click.exceptions.Exit):
         given("--version")

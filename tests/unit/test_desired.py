@@ -22,6 +22,7 @@ from tests.unit.strategies import (
     clashing_records,
     host,
     mac,
+    neighbour,
     snapshot_of,
     subnet,
     thorough,
@@ -99,7 +100,10 @@ def test_no_route_leads_to_ourselves(world: tuple[tuple[Family, ...], str, list[
     state = aim(one).state
     own = one.own.record
     for family, mine in own.subnets.items():
-        assert not any(to.version == family and to.overlaps(mine) for to in state.routes)
+        led = [to for to, route in state.routes.items() if route.nexthop.via is not None]
+        led += [to for _, to in state.tunnel]
+        assert not any(to.version == family and to.overlaps(mine) for to in led)
+    assert not {end.address for end in state.tunnel.values()} & {*own.public_ips.values()}
     assert not {*own.public_ips.values()} & {*state.fdb.values()}
     assert not {*own.vtep_macs.values()} & {key[1] for key in state.fdb}
     assert not {*own.vtep_macs.values()} & {*state.neighs.values()}
@@ -115,10 +119,14 @@ def test_every_row_has_what_it_needs(world: tuple[tuple[Family, ...], str, list[
     assert not any(a.version == b.version and a.overlaps(b) for i, a in enumerate(routes) for b in routes[:i])
     for to, route in state.routes.items():
         hop = route.nexthop
-        assert (hop in state.nexthops) == (to.version == 4)
-        if hop.dev in state.links:
-            assert (hop.dev, state.neighs[hop.dev, hop.via]) in state.fdb
-    assert set(state.nexthops) == {route.nexthop for to, route in state.routes.items() if to.version == 4}
+        assert (hop in state.nexthops) == (to.version == 4 and hop.via is not None)
+        if hop.via is None:
+            assert hop.dev in state.pumps
+        elif hop.dev in state.links:
+            assert (hop.dev, state.neighs[neighbour(hop)]) in state.fdb
+    through = {route.nexthop for to, route in state.routes.items() if to.version == 4}
+    assert set(state.nexthops) == {hop for hop in through if hop.via is not None}
+    assert {dev for dev, _ in state.tunnel} <= set(state.pumps) <= set(state.links)
     devices = {*state.links, "eth0"}
     rows = [*state.addrs, *state.fdb, *state.neighs]
     assert {dev for dev, _ in rows} | {route.nexthop.dev for route in state.routes.values()} <= devices

@@ -13,14 +13,26 @@ from hypothesis import strategies as st
 
 from flanneld_py.core.plan import plan
 from flanneld_py.daemon.execute import Executor
+from flanneld_py.datapath import TunLink
 from flanneld_py.drivers.base import Driver
 from flanneld_py.errors import KernelError
-from flanneld_py.model import NextHop, Op, Outcome, Route, Scope, State, Table, VxlanLink
+from flanneld_py.model import (
+    Link,
+    NextHop,
+    Op,
+    Outcome,
+    Route,
+    Scope,
+    State,
+    Table,
+    VxlanLink,
+)
 from tests.unit.fake_kernel import FakeKernel, collide, fixed, kernels
-from tests.unit.strategies import PREFIX, TABLES, states, thorough, usual
+from tests.unit.strategies import PREFIX, TABLES, neighbour, states, thorough, usual
 
 PARTS: tuple[tuple[Table, ...], ...] = (
     ("links", "addrs"),
+    ("pumps", "tunnel"),
     ("fdb", "neighs", "nexthops", "routes", "blackholes"),
     ("offloads",),
     ("rules",),
@@ -95,10 +107,10 @@ class Case:
             address = op.table == other.table == "addrs" and op.key[0] == other.key[0]
             return address or (op.table, op.key) in self.under_the_old(other)
         if op.table == "files":
-            return other.table in ("links", "addrs")
+            return other.table in ("links", "addrs", "pumps")
         return (other.table, other.key) in self.under(op)
 
-    def needs_new(self, old: VxlanLink, name: str, other: Op) -> bool:
+    def needs_new(self, old: Link, name: str, other: Op) -> bool:
         """Whether a device stays, or is put back, unless `other` is done."""
         if any(name == n or collide(old, new) for n, new in self.want.links.items()):
             return other.table == "links" and (name == other.key or collide(old, other.value))
@@ -107,6 +119,8 @@ class Case:
         if other.table not in ("links", "addrs"):
             return False
         new = self.want.links.get(other.key if other.table == "links" else other.key[0])
+        if isinstance(new, TunLink) or isinstance(old, TunLink):
+            return new is not None
         return new is not None and new.local.version == old.local.version
 
     def stands(self, device: str) -> bool:
@@ -118,9 +132,10 @@ class Case:
         """Table and key of what carries the row that `op` replaces."""
         if op.table == "routes" and op.key in self.have.routes:
             hop = self.have.routes[op.key].nexthop
-            neighbour = (hop.dev, hop.via)
-            fdb = (hop.dev, self.have.neighs.get(neighbour))
-            return [("nexthops", hop), ("neighs", neighbour), ("fdb", fdb)]
+            if hop.via is None:
+                return []
+            fdb = (hop.dev, self.have.neighs.get(neighbour(hop)))
+            return [("nexthops", hop), ("neighs", neighbour(hop)), ("fdb", fdb)]
         if op.table == "neighs" and op.key in self.have.neighs:
             return [("fdb", (op.key[0], self.have.neighs[op.key]))]
         return []
@@ -128,19 +143,17 @@ class Case:
     def under(self, op: Op) -> list[tuple[str, object]]:
         """Table and key of what must stand for `op`."""
         match op.table, op.key, op.value:
-            case "addrs" | "fdb" | "neighs", (dev, _), _:
+            case ("addrs" | "fdb" | "neighs", (dev, _), _) | ("offloads" | "pumps", dev, _):
                 return [("links", dev)]
-            case "offloads", dev, _:
-                return [("links", dev)]
+            case "tunnel", (dev, _), _:
+                return [("pumps", dev)]
             case "sysctls", str(path), _:
                 return [("links", path.split("/")[-2])]
-            case "nexthops", NextHop() as hop, _:
+            case ("nexthops", NextHop() as hop, _) | ("routes", _, Route(NextHop(via=None) as hop)):
                 return [("links", hop.dev)]
             case "routes", _, Route(hop):
-                neighbour = (hop.dev, hop.via)
-                mac = self.want.neighs.get(neighbour)
-                fdb = (hop.dev, mac)
-                return [("links", hop.dev), ("nexthops", hop), ("neighs", neighbour), ("fdb", fdb)]
+                fdb = (hop.dev, self.want.neighs.get(neighbour(hop)))
+                return [("links", hop.dev), ("nexthops", hop), ("neighs", neighbour(hop)), ("fdb", fdb)]
         return []
 
 
@@ -205,9 +218,12 @@ def test_devices_that_cannot_be_made_cost_no_peer(want: State, kernel: FakeKerne
     assert have.routes.keys() & want.routes.keys() <= left.routes.keys()
     for subnet in have.routes.keys() & want.routes.keys():
         if left.routes[subnet] == have.routes[subnet] != want.routes[subnet]:
-            device, via, _ = have.routes[subnet].nexthop
-            mac = have.neighs.get((device, via))
-            assert left.neighs.get((device, via)) == mac
+            hop = have.routes[subnet].nexthop
+            device = hop.dev
+            if hop.via is None:
+                continue
+            mac = have.neighs.get(neighbour(hop))
+            assert left.neighs.get(neighbour(hop)) == mac
             assert left.fdb.get((device, str(mac))) == have.fdb.get((device, str(mac)))
             assert left.links.get(device) == have.links.get(device)
 
@@ -273,7 +289,7 @@ def test_a_device_that_was_deleted_for_nothing_is_put_back_with_what_hung_on_it(
         links={"flannel.1": LINK},
         addrs={("flannel.1", ip_interface("10.5.1.0/32")): True},
         fdb={("flannel.1", "02:00:00:00:00:02"): ip_address("192.0.2.2")},
-        neighs={("flannel.1", hop.via): "02:00:00:00:00:02"},
+        neighs={neighbour(hop): "02:00:00:00:00:02"},
         nexthops={hop: True},
         routes={ip_network("10.5.2.0/24"): Route(hop)},
     )
@@ -321,7 +337,7 @@ def test_the_reason_is_told_and_it_is_the_first_cause() -> None:
         links={"flannel.1": LINK},
         addrs={("flannel.1", ip_interface("10.5.1.0/32")): True},
         fdb={("flannel.1", "02:00:00:00:00:02"): ip_address("192.0.2.2")},
-        neighs={("flannel.1", hop.via): "02:00:00:00:00:02"},
+        neighs={neighbour(hop): "02:00:00:00:00:02"},
         nexthops={hop: True},
         routes={ip_network("10.5.2.0/24"): Route(hop)},
         files={"/run/flannel/subnet.env": "text"},

@@ -14,13 +14,14 @@ ROOT = Path(__file__).parents[2] / PACKAGE
 MOST_LINES = 450
 MOST_FUNCTION_LINES = 60
 
-VALUES = {"", "model", "errors", "packetfilter"}
+VALUES = {"", "model", "errors", "datapath", "packetfilter"}
 """`` is flanneld_py itself, which holds the version."""
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),
     "errors": set(),
     "packetfilter": set(),
-    "model": {"packetfilter"},
+    "datapath": {"model"},
+    "model": {"datapath", "packetfilter"},
     "core": VALUES | {"core"},
     "backends": VALUES | {"core", "backends"},
     "drivers": VALUES | {"core"},
@@ -36,12 +37,14 @@ DRIVER_PARTS = (
         "hostroutes",
         "kernel",
         "links",
+        "linkvalues",
         "monitor",
         "netlink",
         "refusals",
         "rtmessages",
         "rtnetlink",
         "subscription",
+        "tunmaker",
     },
     {
         "nfdecode",

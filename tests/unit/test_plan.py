@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import IPv4Address, ip_address, ip_interface, ip_network
 from typing import Any
 
 import pytest
@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from flanneld_py.core.describe import NOUNS, describe
 from flanneld_py.core.plan import apply_all, must_recreate, plan
-from flanneld_py.model import IPNetwork, NextHop, Op, Route, State, Table, VxlanLink
+from flanneld_py.datapath import Endpoint, PumpSettings, TunLink
+from flanneld_py.model import IPNetwork, NextHop, Op, PerFamily, Route, State, Subnets, Table, VxlanLink
 from flanneld_py.packetfilter import Chain, ChainKey
-from tests.unit.fake_kernel import FakeKernel, kernels
-from tests.unit.strategies import TABLES, states, thorough, usual
+from tests.unit.fake_kernel import FakeKernel, fixed, kernels
+from tests.unit.strategies import TABLES, neighbour, states, thorough, usual
 
 ROUNDS = 3
 
@@ -29,14 +30,19 @@ def is_black_hole(kernel: FakeKernel, route: Route) -> bool:
     hop = route.nexthop
     if hop.dev not in kernel.tables["links"]:
         return False
-    neighbour = kernel.tables["neighs"].get((hop.dev, hop.via))
-    return neighbour is None or (hop.dev, neighbour) not in kernel.tables["fdb"]
+    if hop.via is None:
+        return hop.dev not in kernel.tables["pumps"]
+    mac = kernel.tables["neighs"].get(neighbour(hop))
+    return mac is None or (hop.dev, mac) not in kernel.tables["fdb"]
 
 
 def changes_a_mac(want: State, have: State) -> bool:
     """Of a device in place: then the kernel drops its neighbours, and a second look is needed."""
     return any(
-        name in have.links and have.links[name].mac != link.mac and not must_recreate(have.links[name], link)
+        isinstance(old := have.links.get(name), VxlanLink)
+        and isinstance(link, VxlanLink)
+        and old.mac != link.mac
+        and not must_recreate(old, link)
         for name, link in want.links.items()
     )
 
@@ -145,15 +151,14 @@ def vanishing(want: State, have: State) -> set[str]:
     return {
         name
         for name, old in have.links.items()
-        if (new := want.links.get(name)) is None
-        or (old.vni, old.port, old.gbp, old.local.version) != (new.vni, new.port, new.gbp, new.local.version)
+        if (new := want.links.get(name)) is None or fixed(old) != fixed(new)
     }
 
 
 def devices_of(table: str, key: object, value: object) -> tuple[str, ...]:
     """The devices that a row hangs on or is."""
     match table, key, value:
-        case "links" | "offloads", str(name), _:
+        case "links" | "offloads" | "pumps", str(name), _:
             return (name,)
         case "sysctls", str(path), _:
             return (path.split("/")[-2],)
@@ -190,7 +195,7 @@ def overlay(peer_mac: str = "02:00:00:00:00:03", public: str = "192.0.2.3", link
         offloads={"flannel.1": False},
         addrs={("flannel.1", ip_interface("10.5.1.0/32")): True},
         fdb={("flannel.1", peer_mac): ip_address(public)},
-        neighs={("flannel.1", HOP.via): peer_mac},
+        neighs={neighbour(HOP): peer_mac},
         nexthops={HOP: True},
         routes={ip_network("10.5.3.0/24"): Route(HOP)},
         blackholes={ip_network("10.5.1.0/24"): True},
@@ -199,12 +204,44 @@ def overlay(peer_mac: str = "02:00:00:00:00:03", public: str = "192.0.2.3", link
     )
 
 
+def in_user_space() -> State:
+    """What backend udp wants with one peer."""
+    network = ip_network("10.5.0.0/16")
+    own: Subnets = PerFamily(ip_network("10.5.1.0/24"))
+    return State(
+        links={"flannel0": TunLink(1472, "flanneld-py:/p")},
+        sysctls={"net/ipv6/conf/flannel0/accept_ra": "0"},
+        addrs={("flannel0", ip_interface("10.5.1.0/32")): True},
+        pumps={"flannel0": PumpSettings(IPv4Address("192.0.2.1"), 8285, own, (network,), 1472)},
+        tunnel={
+            ("flannel0", ip_network("10.5.3.0/24")): Endpoint(IPv4Address("192.0.2.3"), 8285, ipv6=False)
+        },
+        routes={network: Route(NextHop("flannel0", None, onlink=False))},
+    )
+
+
 def steps(want: State, have: State) -> list[str]:
     return [f"{op.verb} {op.table}" for op in plan(want, have)]
 
 
 def test_from_nothing_in_the_order_of_dependence() -> None:
-    assert steps(overlay(), State()) == [f"set {table}" for table in TABLES]
+    kernels_own = [table for table in TABLES if table not in ("pumps", "tunnel")]
+    assert steps(overlay(), State()) == [f"set {table}" for table in kernels_own]
+
+
+def test_a_tun_goes_with_its_pump_and_its_peers() -> None:
+    tun = in_user_space()
+    made = ["links", "sysctls", "addrs", "pumps", "tunnel", "routes"]
+    assert steps(tun, State()) == [f"set {table}" for table in made]
+    assert steps(State(), tun) == ["del links"]
+
+
+def test_from_vxlan_to_udp_nothing_goes_before_its_replacement_stands() -> None:
+    found = steps(in_user_space(), replace(overlay(), blackholes={}, rules={}, files={}))
+    assert found == [
+        *("set links", "set sysctls", "set addrs", "set pumps", "set tunnel", "set routes"),
+        "del links",
+    ]
 
 
 def test_to_nothing_the_file_first_and_the_device_takes_its_rows_along() -> None:

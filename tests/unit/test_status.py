@@ -69,6 +69,7 @@ SHAPE = {
     "mtu": int | None,
     "offloads": dict,
     "rules_by": str | None,
+    "data_plane": None,
     "external": None,
     "lease": {
         "state": str,
@@ -90,6 +91,15 @@ SHAPE = {
 }
 """Every key that is promised, and what stands there."""
 EXTERNAL_SHAPE = {"name": str, "mtu": int, "addresses": [str], "public": [str], "how": str}
+DATA_PLANE_SHAPE = {
+    "device": str,
+    "runs": str | None,
+    "why": str | None,
+    "pid": int | None,
+    "offloads": [str],
+    "restarts": int,
+}
+OPTIONAL_SHAPES = {"external": EXTERNAL_SHAPE, "data_plane": DATA_PLANE_SHAPE}
 
 
 def check_shape(found: Any, shape: Any, where: str = "status") -> None:
@@ -103,7 +113,7 @@ def check_shape(found: Any, shape: Any, where: str = "status") -> None:
             check_shape(item, shape[0], where)
     elif shape is None:
         if found is not None:
-            check_shape(found, EXTERNAL_SHAPE, where)
+            check_shape(found, OPTIONAL_SHAPES[where.rpartition(".")[2]], where)
     else:
         assert isinstance(found, shape), where
 
@@ -283,6 +293,7 @@ def test_when_all_is_well() -> None:
             "interface": {"ok": True, "reason": "eth0 192.0.2.1"},
             "subnet-file": {"ok": True, "reason": "written"},
             "packet-filter": {"ok": True, "reason": "no trouble known"},
+            "data-plane": {"ok": True, "reason": "the kernel's"},
         },
         "prefix": "/coreos.com/network",
         "node_id": "node-1",
@@ -301,6 +312,7 @@ def test_when_all_is_well() -> None:
         "mtu": 1450,
         "offloads": {},
         "rules_by": None,
+        "data_plane": None,
         "external": {
             "name": "eth0",
             "mtu": 1500,

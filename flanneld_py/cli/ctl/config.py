@@ -24,6 +24,7 @@ from flanneld_py.core.config import EXAMPLE, parse_config
 from flanneld_py.core.configchange import is_like_a_lease, overlaps_of
 from flanneld_py.core.configkeys import unknown_keys
 from flanneld_py.core.hostfiles import parse_subnet_env
+from flanneld_py.core.ifselect import is_of_overlay
 from flanneld_py.core.records import CONFIG_KEY
 from flanneld_py.core.statefile import parse_state
 from flanneld_py.core.subnets import inside
@@ -181,7 +182,7 @@ def doubts_about(settings: Settings, checked: NetworkConfig, backend: Backend) -
             held.address.ip
             for link in facts.links
             for held in link.addresses
-            if link.kind != "vxlan"
+            if not is_of_overlay(link)
             # The containers' bridge may be that of an earlier subnet until they are restarted.
             and not (
                 link.kind == "bridge"
