@@ -173,6 +173,8 @@ def _scope(inputs: Inputs, settings: Settings, state: State, networks: Iterable[
             gateways = (ip for ip in (subnet.network_address, public) if ip is not None)
             # Two records may share the subnet of one family.
             adoptable[subnet] = adoptable.get(subnet, frozenset()) | frozenset(gateways)
+    for destination in state.routes:
+        adoptable.setdefault(destination, frozenset())  # such as the whole Network
     return Scope(
         prefix=settings.prefix,
         networks=tuple(dict.fromkeys(networks)),

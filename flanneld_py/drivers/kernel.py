@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from flanneld_py.core.ownership import TUN_NAME
 from flanneld_py.core.plan import exclude_each_other, must_recreate
 from flanneld_py.datapath import TunLink
 from flanneld_py.drivers import rtmessages as rt
@@ -314,14 +315,16 @@ class KernelLinks:
 
     def _change(self, device: Device, want: Link) -> str | None:
         if device.kind not in KINDS:
-            return f"device {device.name} is a {device.kind}, not of an overlay; remove or rename it"
+            kind = "TUN" if isinstance(want, TunLink) else "vxlan"
+            return f"device {device.name} is a {device.kind}, not a {kind} device; remove or rename it"
         have = link_of(device)
         if must_recreate(have, want):
             return self._replace(device, want)
         try:
             differing = changes(have, want)
         except OSError:
-            return f"cannot move {device.name}: its underlying device does not exist"
+            below = f" {want.dev}" if isinstance(want, VxlanLink) else ""
+            return f"cannot move {device.name}: its underlying device{below} does not exist"
         return self._carry_out(device.name, want, differing, device.index)
 
     def _carry_out(self, name: str, want: Link, steps: dict[str, dict[str, Any]], index: int) -> str | None:
@@ -378,10 +381,11 @@ class KernelLinks:
 
 
 def _not_ours(device: Device) -> str:
+    tun = TUN_NAME.fullmatch(device.name)
+    other = "; if it is flannel's, stop that first" if tun else ", or choose another VNI"
     return (
         f"device {device.name} exists and is not ours (alias {device.alias!r}, kind "
-        f"{device.kind or 'none'!r}); remove or rename it"
-        + (", or choose another VNI" if device.kind == "vxlan" else "")
+        f"{device.kind or 'none'!r}); remove or rename it{other}"
     )
 
 

@@ -16,7 +16,7 @@ def explain(op: Op, refused: Failure) -> str:
     hop: NextHop | None = None
     if op.verb == "set":
         hop = op.key if op.table == "nexthops" else op.value.nexthop if op.table == "routes" else None
-    if hop is not None and not hop.onlink and refused.code in NOT_ON_LINK:
+    if hop is not None and hop.via is not None and not hop.onlink and refused.code in NOT_ON_LINK:
         return (
             f"next hop {hop.via} is not on-link, as no network of {hop.dev} contains it ({refused.reason}): "
             f"connect both hosts to one layer 2 segment, or set Backend.Type to vxlan"

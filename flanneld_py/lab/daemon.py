@@ -29,7 +29,7 @@ def _daemon_environment(host: Host, extra: Mapping[str, str] | None) -> dict[str
     is_checkout = (_CHECKOUT / "pyproject.toml").exists()
     bytecode = _BYTECODE if is_checkout else host.workspace.directory / "pycache"
     return {
-        "NOTIFY_SOCKET": os.fspath(host.notify.path),
+        "NOTIFY_SOCKET": os.fspath(host.manager.path),
         "PYTHONDONTWRITEBYTECODE": "",
         "PYTHONPYCACHEPREFIX": os.fspath(bytecode),
         **(extra or {}),
@@ -59,9 +59,13 @@ class Daemon:
             # A tracee survives its tracer; with this it does not.
             tracer = ["strace", "-f", "-o", os.fspath(self.trace), *strace, "--", *DIE_WITH_PARENT]
         self._pid: int | None = None
+        self._manager = host.manager
         self.started = time.monotonic()
         self.process = host.spawn(
-            "daemon", [*wrapper, *tracer, *self.argv], env=_daemon_environment(host, env), output=log
+            "daemon",
+            [*wrapper, *tracer, *self._manager.launcher, *self.argv],
+            env=_daemon_environment(host, env),
+            output=log,
         )
 
     def _find_pid(self) -> int | None:
@@ -97,7 +101,7 @@ class Daemon:
     def notifications(self) -> list[Notification]:
         """What it told the service manager so far, in order."""
         pid = self._find_pid()
-        return self.host.notify.received(pid, since=self.started) if pid else []
+        return self._manager.received(pid, since=self.started) if pid else []
 
     @property
     def status_texts(self) -> list[str]:

@@ -87,6 +87,7 @@ class Host(Namespace):
         self.underlay = underlay
         self.etcd = etcd
         self.notify = notify
+        self._keeper: NotifySocket | None = None
         self.prefix = etcd.prefix
         self.directory = workspace.directory / f"host-{number}-{name}"
         self.run_directory = self.directory / "run"
@@ -112,8 +113,27 @@ class Host(Namespace):
         other.run_directory.mkdir(parents=True)
         other.pod_bridge, other.pod_port = f"cni-{name}", f"{name}-pod"
         other.daemons, other.pods, other.others = [], [], []
+        other._keeper = None
+        if self._keeper is not None:
+            other.keep_descriptors()
         self.others.append(other)
         return other
+
+    def keep_descriptors(self) -> None:
+        """From now on somebody keeps what the daemon hands over (FDSTORE), as systemd does."""
+        if self._keeper is None:
+            self._keeper = NotifySocket(self.workspace, self.directory, keeps=True)
+
+    def drop_descriptors(self) -> None:
+        """Nobody does any more."""
+        if self._keeper is not None:
+            self._keeper.close()
+            self._keeper = None
+
+    @property
+    def manager(self) -> NotifySocket:
+        """Whom daemons report to."""
+        return self._keeper or self.notify
 
     def _attach(self) -> None:
         self.underlay.attach(self, self.number, self.segment, self.families)
@@ -246,5 +266,6 @@ class Host(Namespace):
             for pod in overlay.pods:
                 pod.close()
             overlay.pods.clear()
+            overlay.drop_descriptors()
         self.underlay.detach(self)
         super().close()

@@ -12,6 +12,7 @@ from pathlib import Path
 from flanneld_py.lab.workspace import Workspace
 
 _COLLECTOR = Path(__file__).with_name("notify_collector.py")
+_LAUNCHER = Path(__file__).with_name("kept_launcher.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +30,26 @@ class NotifySocket:
     Nobody who merely runs in a lab shall be held up by it, so it is emptied at once, whatever the lab does.
     """
 
-    def __init__(self, workspace: Workspace) -> None:
-        self.path = workspace.directory / "notify.sock"
+    def __init__(self, workspace: Workspace, directory: Path | None = None, *, keeps: bool = False) -> None:
+        """`directory`: where the socket is to be. `keeps`: descriptors as well (FDSTORE), for one daemon."""
+        self.path = (directory or workspace.directory) / "notify.sock"
+        self.path.unlink(missing_ok=True)
+        self._workspace = workspace
+        self._keeps = keeps
+        program = [sys.executable, "-I", "-S", os.fspath(_COLLECTOR), *(["keep"] if keeps else [])]
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as receiver:
             receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             receiver.bind(os.fspath(self.path))
-            self._collector = workspace.spawn(
-                "notify", [sys.executable, "-I", "-S", os.fspath(_COLLECTOR)], stdin=receiver.fileno()
-            )
+            self._collector = workspace.spawn("notify", program, stdin=receiver.fileno())
+
+    @property
+    def launcher(self) -> tuple[str, ...]:
+        """What a command is to be started with, to get the descriptors that are kept, if any are."""
+        return (sys.executable, "-I", "-S", os.fspath(_LAUNCHER), os.fspath(self.path)) if self._keeps else ()
+
+    def close(self) -> None:
+        """Let go of what is kept."""
+        self._workspace.discard(self._collector)
 
     @property
     def pid(self) -> int:

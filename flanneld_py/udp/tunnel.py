@@ -194,6 +194,8 @@ class Tunnel:
         try:
             self._work_with(op.key, op.value)
         except (OSError, PumpDown) as error:
+            if self._work is None:
+                self._forget()  # what is kept for us, and we did not get, may be what is in the way
             return _explain(op.key, op.value, error)
         return self._give(self._rows)
 
@@ -273,9 +275,12 @@ class Tunnel:
         if self._memory >= 0:
             os.close(self._memory)
             self._memory = -1
+        self._forget()
+        self.changed(b"")
+
+    def _forget(self) -> None:
         for name in kept.NAMES:
             self._keeper.forget(name)
-        self.changed(b"")
 
 
 def packed(settings: PumpSettings, rows: Mapping[IPNetwork, Endpoint]) -> bytes:

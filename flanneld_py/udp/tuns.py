@@ -30,8 +30,7 @@ class Tuns:
 
     def make(self, name: str) -> None:
         """See drivers/tunmaker.py."""
-        self.release(name)
-        self._fds[name] = open_tun(name, persistent=False, new=True)
+        self.adopt(name, open_tun(name, persistent=False, new=True))
 
     def keep(self, name: str) -> None:
         """See drivers/tunmaker.py."""
@@ -39,7 +38,7 @@ class Tuns:
 
     def adopt(self, name: str, tun: int) -> None:
         """Take over a descriptor that an earlier process left."""
-        self.release(name)
+        self.release(name)  # now, so that the two have different numbers
         self._fds[name] = tun
 
     def attached(self, name: str) -> int | None:
@@ -55,8 +54,8 @@ class Tuns:
         """
         tun = self.attached(name)
         if tun is None:
-            self.release(name)
-            tun = self._fds[name] = open_tun(name, persistent=True)
+            tun = open_tun(name, persistent=True)
+            self.adopt(name, tun)
         return tun
 
     def release(self, name: str) -> None:

@@ -32,7 +32,9 @@ class Peer:
         return self.subnet.replace("/", "-")
 
     def record(self, backend: str) -> dict[str, Any]:
-        record = {"PublicIP": self.public, "PublicIPv6": None, "BackendType": backend}
+        record: dict[str, Any] = {"PublicIP": self.public, "PublicIPv6": None}
+        if backend != "udp":  # flannel writes no type then
+            record["BackendType"] = backend
         return record | ({"BackendData": {"VNI": 1, "VtepMAC": self.mac}} if backend == "vxlan" else {})
 
 

@@ -49,6 +49,9 @@ def overlay(lab: Lab, backend: str, *names: str) -> list[Host]:
     """Hosts with daemons in sync and a pod each."""
     lab.etcd.put_config(config(backend))
     hosts = lab.add_hosts(*names)
+    if backend == "udp":
+        for host in hosts:
+            host.keep_descriptors()
     lab.start_daemons()
     for host in hosts:
         wait_in_order(host, backend)

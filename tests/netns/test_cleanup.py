@@ -12,7 +12,7 @@ from tests.netns.host_state import add_foreign_objects, changes, host_state
 from tests.netns.oracle import actual, own_key, wait_in_order
 from tests.netns.peers import change_peers, make_peers
 from tests.netns.registry_history import stored
-from tests.netns.scenes import BACKENDS, config, overlay
+from tests.netns.scenes import BACKENDS, NETWORK, config, overlay
 from tests.netns.test_ctl import flannelctl
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ FOREIGN_CHANGES = {
 }
 
 
+DEVICES = {"udp": "flannel0", "vxlan": "flannel.1"}
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_after_a_run_with_all_of_it_the_host_is_as_it_was(lab: Lab, backend: str) -> None:
     lab.etcd.put_config(config(backend))
@@ -49,9 +52,10 @@ def test_after_a_run_with_all_of_it_the_host_is_as_it_was(lab: Lab, backend: str
     moved_to = replace(moved, mac="02:00:05:00:00:99", public="192.0.2.199")
     change_peers(lab.etcd, backend, put=[moved_to, late], gone=[gone])
     wait_in_order(alpha, backend, beside=foreign)
-    alpha.ip("route", "delete", steady.subnet)
-    if backend == "vxlan":
-        alpha.ip("link", "delete", "flannel.1")
+    alpha.ip("route", "delete", NETWORK if backend == "udp" else steady.subnet)
+    if backend in DEVICES:
+        wait_in_order(alpha, backend, beside=foreign)
+        alpha.ip("link", "delete", DEVICES[backend])
     wait_in_order(alpha, backend, beside=foreign)
     alpha.daemon.kill()
     change_peers(lab.etcd, backend, gone=[late])

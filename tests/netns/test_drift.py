@@ -17,7 +17,7 @@ from flanneld_py.lab import Transfer, wait_for
 from tests.netns.kernel_writes import STRACE, kernel_writes
 from tests.netns.oracle import Rows, actual, differences, expected, subnet_of, wait_in_order
 from tests.netns.peers import Peer, change_peers, make_peers
-from tests.netns.scenes import BACKENDS, overlay
+from tests.netns.scenes import BACKENDS, NETWORK, overlay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -157,8 +157,37 @@ RENAMED = (Drift("link renamed", "links", RENAME, LINK),)
 DELETED = (Drift("link deleted", "links", "ip link delete flannel.1", LINK),)
 RESTARTED = (Drift("eth0 down and up", "routes", f"ip link set eth0 down; {INTERFACE_UP}", ROUTE),)
 
+TUN_LINK, NETWORK_ROUTE = "link flannel0", "route 10.5.0.0/16"
+TUN_ROUTE = (Drift("route deleted", "routes", "ip route delete 10.5.0.0/16", NETWORK_ROUTE),)
+TUN_ROUTE_REPLACED = (
+    Drift(
+        "route replaced",
+        "routes",
+        f"ip route replace 10.5.0.0/16 {BY_ROUTER} proto static",
+        NETWORK_ROUTE,
+        BY_ROUTER,
+    ),
+)
+TUN_DEVICE = (
+    Drift("address deleted", "addrs", "ip address delete {own}/32 dev flannel0", "address {own}/32"),
+    Drift(
+        "address added",
+        "addrs",
+        "ip address add 10.5.255.255/32 dev flannel0",
+        "address 10.5.255.255/32",
+        "flannel0",
+    ),
+    Drift("MTU changed", "links", "ip link set flannel0 mtu 1300", TUN_LINK, "mtu=1300"),
+    Drift("mark changed", "links", "ip link set flannel0 alias foo", TUN_LINK, "alias=foo"),
+    Drift("link down", "links", "ip link set flannel0 down", TUN_LINK, "up=False"),
+)
+TUN_FLUSHED = (Drift("routes flushed", "routes", "ip route flush proto 96", NETWORK_ROUTE),)
+TUN_RENAMED = (Drift("link renamed", "links", RENAME.replace("flannel.1", "flannel0"), TUN_LINK),)
+TUN_DELETED = (Drift("link deleted", "links", "ip link delete flannel0", TUN_LINK),)
+
 DRIFTS: dict[str, tuple[tuple[Drift, ...], ...]] = {
     "host-gw": (ROUTES, FLUSHED, HOPS_FLUSHED, RESTARTED),
+    "udp": (TUN_ROUTE, TUN_ROUTE_REPLACED, TUN_DEVICE, TUN_FLUSHED, TUN_RENAMED, TUN_DELETED),
     "vxlan": ((*ROUTES, *ROWS), DEVICE, FLUSHED, HOPS_FLUSHED, RENAMED, DELETED),
 }
 """In groups of those that can be seen side by side on one host, each done to another peer."""
@@ -301,6 +330,17 @@ def test_a_device_whose_mark_was_changed_is_marked_again(lab: Lab) -> None:
     assert alpha.daemon.status()["drift"]["ops"]["del"] == 0
 
 
+class TestUdp:
+    """As TestHostGw."""
+
+    backend: ClassVar[str] = "udp"
+
+    @rows_of("udp")
+    def test_is_repaired_by_events(self, shared_pair: Pair, drift: Drift, took: dict[str, float]) -> None:
+        shared_pair.heal()
+        took[drift.name] = shared_pair.check_repair(drift)
+
+
 # --- routes of others -----------------------------------------------------------------------------
 
 
@@ -308,18 +348,24 @@ def test_a_device_whose_mark_was_changed_is_marked_again(lab: Lab) -> None:
 def test_a_foreign_route_is_reported_and_left_alone(lab: Lab, backend: str) -> None:
     alpha, _ = overlay(lab, backend, "alpha", "beta")
     (peer,) = make_peers(lab.etcd, 1)
-    foreign = [peer.subnet, "via", "192.0.2.253", "dev", "eth0", "proto", "static"]
+    destination = NETWORK if backend == "udp" else peer.subnet
+    foreign = [destination, "via", "192.0.2.253", "dev", "eth0", "proto", "static"]
     said = f"a route to {' '.join(foreign)} is not ours"
 
     def failed() -> list[str]:
         return [row["error"] for row in alpha.daemon.status()["drift"]["failed"]]
 
     def theirs() -> list[str]:
-        routes = alpha.ip("route", "show", peer.subnet)
+        routes = alpha.ip("route", "show", destination)
         return [route["gateway"] for route in routes if route["protocol"] == "static"]
 
+    if backend == "udp":  # its one route stands already
+        alpha.daemon.kill()
+        alpha.ip("route", "delete", destination)
     alpha.ip("route", "add", *foreign)
     change_peers(lab.etcd, backend, put=[peer])
+    if backend == "udp":
+        alpha.start_daemon().wait_ready()
     wait_for(failed, 5, "the conflict in the status", lambda errors: len(errors) == 1 and said in errors[0])
     assert alpha.daemon.status()["state"] == "degraded"
     alpha.daemon.kill()
@@ -381,7 +427,9 @@ def test_ordinary_traffic_and_changes_of_others_cause_no_writes(lab: Lab, backen
     daemon = alpha.start_daemon(strace=STRACE)
     daemon.wait_ready()
     ping = alpha.pod.start_ping(beta.pod.address)
-    transfer = Transfer(alpha.pod, beta.pod, beta.pod.address, 20_000_000, seconds=4)
+    # The pump is traced as well, and every byte that it writes.
+    size = 1_000_000 if backend == "udp" else 20_000_000
+    transfer = Transfer(alpha.pod, beta.pod, beta.pod.address, size, seconds=4)
     deadline = time.monotonic() + 5
     for number in itertools.count():
         other = f"10.99.{number}.0/24 via 192.0.2.254 dev eth0"
@@ -425,7 +473,7 @@ def cpu_seconds(pid: int) -> float:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_does_not_fight_at_line_rate(lab: Lab, backend: str, figure: Callable[[str], None]) -> None:
     alpha, beta = overlay(lab, backend, "alpha", "beta")
-    subnet, pid = peer_of(beta).subnet, alpha.daemon.pid
+    subnet, pid = NETWORK if backend == "udp" else peer_of(beta).subnet, alpha.daemon.pid
     monitor = alpha.spawn("monitor", ["stdbuf", "-oL", "ip", "-oneline", "monitor", "route"])
 
     def heard() -> str:

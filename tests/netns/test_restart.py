@@ -126,6 +126,8 @@ class Upheaval:
     def expected_writes(self, nexthops: dict[str, int]) -> Counter[str]:
         """`nexthops`: gateway → id, as it was before."""
         lines: list[str] = []
+        if self.backend == "udp":
+            return Counter()  # all of them are behind one route
         for peer in self.gone:
             lines += [f"del route {peer.subnet}", f"del nexthop {nexthops[self.gateway(peer)]}"]
         for peer in self.joined:
@@ -154,6 +156,8 @@ def test_with_peers_changed_only_their_rows_are_written(lab: Lab, backend: str) 
     foreign = Foreign(alpha)
     before, foreign_rows, own = foreign.text(), differences(alpha, backend), own_key(alpha)
     nexthops = {hop["gateway"]: hop["id"] for hop in alpha.ip("nexthop", "show")}
+    # The two rows that the joined have, that of whom moved, and those of the gone.
+    pump_ops = {"set": 3, "del": 3} if backend == "udp" else {"set": 0, "del": 0}
     ping = alpha.pod.start_ping(beta.pod.address)
     wait_for(ping.answered, 5, "the first answers", lambda count: count >= 20)
 
@@ -167,7 +171,7 @@ def test_with_peers_changed_only_their_rows_are_written(lab: Lab, backend: str) 
     assert differences(alpha, backend) == foreign_rows
     assert loss.lost == ()
     expected = upheaval.expected_writes(nexthops)
-    ops = {"set": 0, "del": 0}
+    ops = pump_ops
     for line, count in expected.items():
         ops[line.split()[0]] += count
     assert daemon.status()["drift"]["ops"] == ops

@@ -105,7 +105,8 @@ class OwnFiles:
         settings = self._settings
         status = [settings.status_file] if status_is_ours else []
         state_dir = settings.state_dir
-        rewritten = [*status, state_dir / "node-id", state_dir / "peers.json", settings.state_file]
+        of_state = (state_dir / name for name in ("node-id", "peers.json", "tunnel"))
+        rewritten = [*status, *of_state, settings.state_file]
         temporary = [
             path
             for target in (settings.subnet_file, *rewritten)
