@@ -18,8 +18,8 @@ from flanneld_py.udp.tuns import Tuns, name_of
 
 EVERY = 1.0
 """Seconds."""
-SAVE_EVERY = 10.0
-"""Seconds: of ten thousand peers there are 200 KB, and some peer changes all the time."""
+SMALL, SAVE_EVERY, SAVE_LARGE_EVERY = 1 << 16, 1.0, 10.0
+"""Bytes and seconds: of ten thousand peers there are 200 KB, and some peer changes all the time."""
 FIX = "none is needed, as it is started again by itself; if it goes on, set Backend.DataPlane to python"
 
 
@@ -45,6 +45,7 @@ class DataPlaneWatch:
     def remember(self, whole: bytes) -> None:
         """To be saved soon; any thread."""
         self._unsaved = whole
+        self._inbox.poke()
 
     def run(self) -> None:
         """Until the inbox stops."""
@@ -54,11 +55,9 @@ class DataPlaneWatch:
             self.counters = look.counters if look else {}
             self._tell(look)
             self._save()
-            if look is None and self._unsaved is None:
-                # Nothing to look after until the reconciler has made it.
-                seen, _ = self._inbox.wait(seen)
-            else:
-                self._inbox.pause(EVERY)
+            # With nothing to look after, until the reconciler has made it.
+            idle = look is None and self._unsaved is None
+            seen, _ = self._inbox.wait(seen, None if idle else boottime() + EVERY)
         self._save_at = 0.0
         self._save()
 
@@ -87,7 +86,8 @@ class DataPlaneWatch:
         whole = self._unsaved
         if whole is None or boottime() < self._save_at:
             return
-        self._unsaved, self._save_at = None, boottime() + SAVE_EVERY
+        self._unsaved = None
+        self._save_at = boottime() + (SAVE_EVERY if len(whole) < SMALL else SAVE_LARGE_EVERY)
         try:
             if whole:
                 write_atomically(self._path, b64encode(whole).decode())

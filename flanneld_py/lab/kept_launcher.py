@@ -22,6 +22,8 @@ def launch(path: str, command: list[str]) -> None:
         socket.send_fds(manager, [b"GIVE=1"], [its.fileno()])
         names, fds, _, _ = socket.recv_fds(ours, 1 << 16, MOST_FDS)
         moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, OUT_OF_THE_WAY) for fd in fds]
+        for fd in fds:
+            os.close(fd)
     if moved:
         for place, fd in enumerate(moved, FIRST):
             os.dup2(fd, place)

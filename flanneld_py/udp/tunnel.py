@@ -109,6 +109,7 @@ class Tunnel:
         self._tuns.adopt(name, resumed.tun)
         self._work = _Work(name, known.settings, resumed.pump, resumed.tun, resumed.udp)
         self._rows = known.rows
+        self.changed(remembered.render(self._prefix, name, known.settings, resumed.cut.table))
         return True
 
     def recall(self, whole: bytes) -> bool:

@@ -26,6 +26,8 @@ from flanneld_py.drivers.kernel import KernelLinks
 from flanneld_py.drivers.netlink import NetlinkSocket
 from flanneld_py.drivers.offloads import Offloads
 from flanneld_py.drivers.rtnetlink import RtnetlinkTables
+from flanneld_py.udp.tunnel import Tunnel
+from flanneld_py.udp.tuns import Tuns
 
 T = TypeVar("T")
 
@@ -81,6 +83,8 @@ def main() -> None:
     count_batches(RtnetlinkTables, countdown, whole=False)
     count_batches(KernelLinks, countdown, whole=False)
     count_batches(Blackholes, countdown, whole=False)
+    count_batches(Tunnel, countdown, whole=True)
+    count_calls(Tuns, "keep", countdown, lambda _: countdown.batch)
     count_batches(Offloads, countdown, whole=True)
     count_batches(HostFiles, countdown, whole=True)
     count_calls(NetlinkSocket, "transact", countdown, lambda _: countdown.batch)

@@ -24,7 +24,7 @@ MTU = {
     ("vxlan", "dual-stack"): 1430,
     ("vxlan", "ipv6"): 1430,
 }
-"""FLANNEL_MTU over an interface of 1500 bytes: the lowest of the families in use."""
+"""FLANNEL_MTU over an interface of 1500 bytes: the lowest of the families in use; udp needs IPv4."""
 
 LEASED = {"SubnetMin": "10.5.100.0", "SubnetMax": "10.5.239.0"}
 """What hosts lease from, so that tests have the rest of the Network for subnets of their own choice."""

@@ -12,7 +12,7 @@ import pytest
 from flanneld_py.lab import wait_for
 from tests.netns.cni import Runtime, finished
 from tests.netns.observing import wait_problem
-from tests.netns.scenes import BACKENDS, FAMILIES, config, family_config
+from tests.netns.scenes import FAMILIES, MTU, config, family_config
 
 if TYPE_CHECKING:
     from flanneld_py.lab import Host, Lab
@@ -41,8 +41,7 @@ def refusal(host: Host) -> str:
     return said
 
 
-@pytest.mark.parametrize("families", FAMILIES)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "families"), MTU)
 def test_containers_on_two_hosts_reach_each_other(lab: Lab, backend: str, families: str) -> None:
     lab.etcd.put_config(family_config(backend, families))
     hosts = lab.add_hosts("alpha", "beta", families=FAMILIES[families])

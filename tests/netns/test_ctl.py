@@ -327,7 +327,8 @@ def test_cleanup_leaves_the_host_as_it_was_before(lab: Lab, backend: str) -> Non
         host.start_daemon().wait_ready()
     wait_in_order(beta, backend)
     peer = subnet_of(own_key(beta))
-    wait_for(lambda: alpha.ip("route", "show", peer), READY_LATEST, "alpha's route to beta")
+    if backend != "udp":  # its one route stands without peers
+        wait_for(lambda: alpha.ip("route", "show", peer), READY_LATEST, "alpha's route to beta")
     alpha.daemon.kill()
     assert host_state(alpha) != before
 

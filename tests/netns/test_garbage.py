@@ -77,7 +77,8 @@ class Piece:
 def load(backend: str, macs: dict[str, str]) -> list[Piece]:
     """The pieces that are garbage for a backend."""
     entries = json.loads(Path(__file__).with_name("garbage.json").read_text(encoding="utf-8"))
-    names = {"$BACKEND": backend, "$OTHER": next(b for b in BACKENDS if b != backend), **macs}
+    published = "" if backend == "udp" else backend  # as flannel writes it
+    names = {"$BACKEND": published, "$OTHER": next(b for b in BACKENDS if b != backend), **macs}
 
     def filled(text: str, fill: str = "") -> str:
         for name, value in {**names, "$FILL": fill}.items():
@@ -91,10 +92,15 @@ def load(backend: str, macs: dict[str, str]) -> list[Piece]:
         return filled(text, entry.get("fill", "") * entry.get("times", 0)).encode()
 
     return [
-        Piece(entry["id"], raw(entry, "key"), raw(entry, "value"), filled(entry["reason"]))
+        Piece(entry["id"], raw(entry, "key"), raw(entry, "value"), filled(reason_of(entry, backend)))
         for entry in entries
         if backend in entry.get("backends", BACKENDS)
     ]
+
+
+def reason_of(entry: dict[str, Any], backend: str) -> str:
+    reason: str = entry["reason"]
+    return reason.replace("$BACKEND", "udp or alloc") if backend == "udp" else reason
 
 
 def put_all(etcd: EtcdServer, pieces: list[Piece]) -> str:
@@ -123,6 +129,8 @@ def make_scene(lab: Lab, backend: str) -> tuple[Host, Host]:
     """Alpha and beta with their daemons, of which alpha's is to be shown the garbage, and two Go nodes."""
     lab.etcd.put_config({**CONFIG, "Backend": {"Type": backend}})
     alpha, beta = lab.add_hosts("alpha", "beta")
+    if backend == "udp":
+        alpha.keep_descriptors()
     alpha.ip_batch(
         [
             "link add docker0 type bridge",
@@ -138,7 +146,7 @@ def make_scene(lab: Lab, backend: str) -> tuple[Host, Host]:
         host.subnet_file.write_text(f"FLANNEL_NETWORK={NETWORK}\nFLANNEL_SUBNET={subnet}\nFLANNEL_MTU=1400\n")
     lease = lab.etcd.ctl("lease", "grant", "86400").split()[1]
     for key, record in GO_PEERS.items():
-        text = json.dumps({**record, "BackendType": backend})
+        text = json.dumps(record | ({"BackendType": backend} if backend != "udp" else {}))
         lab.etcd.ctl("put", f"--lease={lease}", f"{lab.etcd.prefix}/subnets/{key}", text)
     start(alpha)
     beta.start_daemon().wait_ready()
@@ -167,7 +175,7 @@ def test_garbage_touches_no_peer_and_each_piece_is_named(lab: Lab, backend: str,
     pieces = load(backend, macs_of(lab.etcd))
     assert len(pieces) >= 45
     before, file = kernel(alpha, backend), alpha.subnet_file.read_bytes()
-    for key in (*GO_PEERS, BETA):
+    for key in (*GO_PEERS, BETA) if backend != "udp" else ():  # whose one route is for all of them
         assert key.partition("-")[0] in before
     ping = start_pings(alpha, beta)
     if moment == "before the start":

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from flanneld_py.lab.process import Process
 
 ROOT = Path(__file__).parents[2]
-MTU = {"host-gw": 1500, "vxlan": 1450}
+MTU = {"host-gw": 1500, "udp": 1472, "vxlan": 1450}
 NEIGHBOURS = ("set fdb", "set neighs")
 PATH = ("set nexthops", "set routes")
 DEVICE = ("set links", "set links", "set sysctls", "set addrs")
-"""Made and marked in one send, taken up in the next."""
+"""Made and marked in one send, taken up in the next; a TUN is marked and taken up, then made to stay."""
 FILE = ("fsync", "fsync", "set files")
 """Its new text is safe; it stands in the old one's place; done."""
 OWN_FILES = (
@@ -41,6 +41,8 @@ OWN_FILES = (
     "remove state/",
 )
 
+OWN_FILES_UDP = (*OWN_FILES[:3], "remove tunnel", *OWN_FILES[3:])
+
 WRITES: dict[str, dict[str, tuple[str, ...]]] = {
     "host-gw": {
         "first start": (*PATH, *FILE),
@@ -48,6 +50,13 @@ WRITES: dict[str, dict[str, tuple[str, ...]]] = {
         "peer leaves": ("del routes", "del nexthops"),
         "peer moves": (*PATH, "del nexthops"),
         "cleanup": ("del files", "del routes", "del nexthops", *OWN_FILES),
+    },
+    "udp": {
+        "first start": (*DEVICE, "set pumps", "set tunnel", "set routes", *FILE),
+        "peer joins": ("set tunnel",),
+        "peer leaves": ("del tunnel",),
+        "peer moves": ("set tunnel",),
+        "cleanup": ("del files", "del links", *OWN_FILES_UDP),
     },
     "vxlan": {
         "first start": (*DEVICE, *NEIGHBOURS, *PATH, *FILE),
@@ -74,6 +83,8 @@ class Scene:
         """Start the daemon; it sees to it that all is well."""
         self.host.start_daemon().wait_ready()
         wait_in_order(self.host, self.backend, 5)
+        if self.backend == "udp":
+            wait_for((self.host.state_directory / "tunnel").exists, 5, "what the next process begins with")
         assert self.host.subnet_env() == {
             "FLANNEL_NETWORK": NETWORK,
             "FLANNEL_SUBNET": subnet_of(own_key(self.host)).replace(".0/", ".1/"),
@@ -101,7 +112,8 @@ class Scene:
         assert written(daemon.log_text()) == list(expected_writes[:writes])
         have = actual(self.host, self.backend)
         assert black_holes(have) == []
-        assert [row for row in want if want[row] == before.get(row) != have.get(row)] == []
+        wanted, was, stands = map(without_count, (want, before, have))
+        assert [row for row in wanted if wanted[row] == was.get(row) != stands.get(row)] == []
         if dies:
             self.start()
             self.host.daemon.kill()
@@ -128,7 +140,10 @@ def scene(request: pytest.FixtureRequest, lab: Lab, monkeypatch: pytest.MonkeyPa
     lab.etcd.put_config(config(backend, SubnetMin="10.5.100.0"))
     peers = make_peers(lab.etcd, 3)
     change_peers(lab.etcd, backend, put=peers[:2])
-    return Scene(lab.add_host("alpha"), backend, peers, monkeypatch)
+    host = lab.add_host("alpha")
+    if backend == "udp":
+        host.keep_descriptors()
+    return Scene(host, backend, peers, monkeypatch)
 
 
 def wait_in_sync(daemon: Daemon) -> None:
@@ -143,10 +158,17 @@ def written(text: str) -> list[str]:
     return [line.removeprefix("wrote: ") for line in text.splitlines() if line.startswith("wrote: ")]
 
 
+def without_count(rows: Rows) -> Rows:
+    """How many peers a pump has only a daemon in sync can tell."""
+    return {row: how.partition(" peers=")[0] for row, how in rows.items()}
+
+
 def black_holes(rows: Rows) -> list[str]:
     """Routes into a vxlan device whose neighbour or FDB entry is missing."""
     gateways = {
-        row: how.split()[1] for row, how in rows.items() if row.startswith("route") and "flannel" in how
+        row: how.split()[1]
+        for row, how in rows.items()
+        if row.startswith("route") and how.startswith("via") and "flannel" in how
     }
     return [row for row, via in gateways.items() if f"fdb {rows.get(f'neigh {via}')}" not in rows]
 
@@ -168,8 +190,12 @@ def test_first_start(scene: Scene) -> None:
 
 def wipe(host: Host) -> None:
     """As after a reinstallation: nothing in the kernel, no files."""
-    if any(link["ifname"] == "flannel.1" for link in host.ip("link", "show")):
-        host.ip("link", "delete", "flannel.1")
+    for link in host.ip("link", "show"):
+        if link["ifname"] in ("flannel.1", "flannel0"):
+            host.ip("link", "delete", link["ifname"])
+    if host.manager is not host.notify:
+        host.drop_descriptors()
+        host.keep_descriptors()
     host.run(["ip", "nexthop", "flush", "proto", "2"])
     for directory in (host.run_directory, host.state_directory):
         shutil.rmtree(directory, ignore_errors=True)
@@ -188,7 +214,8 @@ def test_peer_moves(scene: Scene) -> None:
     """To another MAC or, with host-gw, to another address."""
     first = scene.peers[0]
     moved = replace(
-        first, **{"vxlan": {"mac": "02:00:05:00:00:99"}, "host-gw": {"public": "192.0.2.199"}}[scene.backend]
+        first,
+        **{"mac": "02:00:05:00:00:99"} if scene.backend == "vxlan" else {"public": "192.0.2.199"},
     )
     scene.start()
     scene.host.daemon.kill()

@@ -141,6 +141,9 @@ def test_etcd_comes_back_empty(lab: Lab, backend: str) -> None:
 
     beta.daemon.kill()
     lab.etcd.ctl("del", f"{lab.etcd.prefix}/subnets/{own_key(beta)}")
+    if backend == "udp":
+        wait_status(alpha.daemon, "beta to be gone", lambda s: s["peers"]["count"] == len(hosts) - 1)
+        return
     gone = {what for what, how in rows[alpha].items() if beta.address in what + how}
     assert gone
     wait_for(lambda: actual(alpha, backend), 5, "beta to be gone", lambda seen: not gone & seen.keys())
@@ -294,13 +297,16 @@ def test_compaction_past_the_watch(
     assert len(daemon.log_lines()) - lines < MOST_LOG_LINES
 
     assert daemon.terminate() == 0
+    written = kernel_writes(daemon.trace).lines
+    if backend == "udp":  # it is all behind one route
+        assert not any(line.startswith("del") for line in written)
+        return
     if backend == "vxlan":
         expected = [f"set neigh {moved.base}", f"set fdb {moved_to.mac}", f"del fdb {moved.mac}"]
         expected += [f"del neigh {gone.base}", f"del fdb {gone.mac}", f"del nexthop {number[gone.base]}"]
     else:
         expected = [f"set nexthop {moved_to.public}", f"set route {moved.subnet}"]
         expected += [f"del nexthop {number[peer.public]}" for peer in (moved, gone)]
-    written = kernel_writes(daemon.trace).lines
     assert Counter(written[-len(expected) - 1 :]) == Counter([*expected, f"del route {gone.subnet}"])
     assert not any(line.startswith("del") for line in written[: -len(expected) - 1])
 
