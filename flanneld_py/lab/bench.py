@@ -8,7 +8,7 @@ memory: read the ratios, not the absolute figures.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from flanneld_py.lab.cnibench import BRIDGE, add_overhead
@@ -20,6 +20,16 @@ from flanneld_py.lab.topology import Lab
 from flanneld_py.lab.waiting import LabError, wait_for
 
 _PINGS = 1000
+PATHS = [
+    variant
+    for overlay in OVERLAYS.values()
+    for variant in (
+        [replace(overlay, options={"DataPlane": plane}) for plane in ("native", "python")]
+        if overlay.backend == "udp"
+        else [overlay]
+    )
+]
+"""What is measured besides plain routes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +61,22 @@ def routed_pair(lab: Lab) -> Pair:
     return _joined("plain routes", hosts)
 
 
+def name_of(overlay: Overlay) -> str:
+    """Of its row: `vxlan`, `udp-native`."""
+    return "-".join((overlay.backend, *map(str, overlay.options.values())))
+
+
 def overlay_pair(lab: Lab, overlay: Overlay) -> Pair:
     """Two hosts below a prefix of their own, joined by their daemons."""
-    lab.etcd.prefix = f"/bench/{overlay.backend}/network"
+    name = name_of(overlay)
+    lab.etcd.prefix = f"/bench/{name}/network"
     lab.etcd.put_config(overlay.config)
-    hosts = lab.add_hosts(f"{overlay.backend}-a", f"{overlay.backend}-b")
+    hosts = lab.add_hosts(f"{name}-a"[-12:], f"{name}-b"[-12:])
     for daemon in [host.start_daemon() for host in hosts]:
         daemon.wait_ready()
     for host in hosts:
         host.attach_pods()
-    return _joined(overlay.backend, hosts)
+    return _joined(name, hosts)
 
 
 def _joined(path: str, hosts: Sequence[Host]) -> Pair:
@@ -100,7 +116,7 @@ def bench(rounds: int = 5, seconds: int = 2, say: Callable[[str], None] = print)
     with Lab() as lab:
         for line in add_overhead(lab):
             say(line)
-        pairs = [routed_pair(lab), *(overlay_pair(lab, overlay) for overlay in OVERLAYS.values())]
+        pairs = [routed_pair(lab), *(overlay_pair(lab, overlay) for overlay in PATHS)]
         say(f"{rounds} rounds of {len(pairs)} paths, {seconds} s of TCP and {_PINGS} pings each")
         samples: dict[str, list[Sample]] = {pair.path: [] for pair in pairs}
         for number in range(1, rounds + 1):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from flanneld_py.lab.hosts import Host
@@ -32,10 +32,13 @@ class Overlay:
     link: str | None = None
     """What the kernel must be able to make, for requirements.obstacle."""
 
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of the backend."""
+
     @property
     def config(self) -> str:
         """The JSON of the network config."""
-        return json.dumps({"Network": NETWORK, "Backend": {"Type": self.backend}})
+        return json.dumps({"Network": NETWORK, "Backend": {"Type": self.backend, **self.options}})
 
 
 def _echo_requests(packets: Sequence[Any], source: Host, target: Host, layer: str) -> Sequence[Any]:
@@ -68,6 +71,25 @@ def _decode_vxlan(packets: Sequence[Any], source: Host, target: Host) -> list[st
     ]
 
 
+def _decode_udp(packets: Sequence[Any], source: Host, target: Host) -> list[str]:
+    from scapy.layers.inet import IP  # noqa: PLC0415 - as in capture
+
+    sent = [
+        packet
+        for packet in packets
+        if (packet["IP"].src, packet["IP"].dst) == (source.address, target.address)
+    ]
+    inside = [IP(bytes(packet["UDP"].payload)) for packet in sent]
+    inner = _echo_requests(inside, source, target, "IP")[0]
+    outer, udp = sent[0]["IP"], sent[0]["UDP"]
+    if udp.dport != 8285:
+        raise LabError(f"the outer headers are wrong: {sent[0].summary()}")
+    return [
+        f"outer  {outer.src} > {outer.dst}, {outer.len} bytes, UDP {udp.sport} > {udp.dport}",
+        f"inner  {inner.src} > {inner.dst}, {inner.len} bytes, ICMP echo request",
+    ]
+
+
 def _decode_hostgw(packets: Sequence[Any], source: Host, target: Host) -> list[str]:
     packet = _echo_requests(packets, source, target, "IP")[0]
     macs = {host: host.ip("link", "show", "eth0")[0]["address"] for host in (source, target)}
@@ -89,6 +111,13 @@ OVERLAYS = {
             decode=_decode_vxlan,
             device="flannel.1",
             link="vxlan id 1 dstport 0",
+        ),
+        Overlay(
+            backend="udp",
+            overhead=28,
+            expression="udp dst port 8285",
+            decode=_decode_udp,
+            device="flannel0",
         ),
         Overlay(
             backend="host-gw",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-from flanneld_py.lab.bench import Sample, bench, table
-from flanneld_py.lab.overlays import OVERLAYS
+from flanneld_py.lab.bench import PATHS, Sample, bench, name_of, table
 
 
 def test_every_path_is_measured() -> None:
@@ -14,8 +13,8 @@ def test_every_path_is_measured() -> None:
     added = r"[0-9.]+ ms by bridge alone, [0-9.]+ ms by flannel, .* -?[0-9.]+ ms more .* ratio [0-9.]+ .*"
     for line, families in zip(lines, ("IPv4", "dual-stack"), strict=False):
         assert re.fullmatch(f"CNI ADD, {families}: {added}", line)
-    rows = lines[-1 - len(OVERLAYS) :]
-    assert [re.split(r"\s{2,}", row)[0] for row in rows] == ["plain routes", *OVERLAYS]
+    rows = lines[-1 - len(PATHS) :]
+    assert [re.split(r"\s{2,}", row)[0] for row in rows] == ["plain routes", *map(name_of, PATHS)]
     for row in rows:
         figures = [float(figure) for figure in re.findall(r"\d+\.?\d*", row)]
         assert len(figures) == 8

@@ -262,9 +262,7 @@ def test_from_vxlan_to_udp_and_back(lab: Lab) -> None:
             wait_status(
                 host.daemon,
                 f"{backend} to be in force",
-                lambda s, b=backend: (
-                    s["backend"] == b and s["state"] == "in sync" and s["peers"]["count"] == 1
-                ),
+                partial(is_in_force, backend),
                 timeout=10,
             )
             wait_in_order(host, backend)
