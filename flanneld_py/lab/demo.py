@@ -87,6 +87,8 @@ class Story:
         addresses = ", ".join(f"{host.name} {host.address}" for host in hosts)
         tell.say(f"hosts {addresses}: network namespaces on one bridge; on each of them:")
         tell.command(["flanneld-py", *hosts[0].flags])
+        for host in hosts if self._overlay.in_user_space else ():
+            host.keep_descriptors()
         started = time.monotonic()
         daemons = [host.start_daemon() for host in hosts]
         ready = [daemon.wait_ready() for daemon in daemons]
@@ -156,8 +158,13 @@ class Story:
         self._wait_more(ping.answered, "before the kill")
         self._narrator.say(f"kill -9 {b.daemon.pid}: the daemon of {b.name}, which {a.name}'s pod pings")
         b.daemon.kill()
-        self._wait_more(ping.answered, f"without a daemon on {b.name}")
-        self._narrator.say(f"pings go on; starting it again, {ping.answered()} answers so far")
+        if self._overlay.in_user_space:
+            self._narrator.say(
+                "its packets wait in descriptors that the service manager keeps; starting it again"
+            )
+        else:
+            self._wait_more(ping.answered, f"without a daemon on {b.name}")
+            self._narrator.say(f"pings go on; starting it again, {ping.answered()} answers so far")
         ready = b.start_daemon().wait_ready()
         self._wait_more(ping.answered, "after the restart")
         loss = ping.stop()
@@ -174,15 +181,16 @@ class Story:
 
     def _delete_route(self) -> str:
         a, b, _ = self._hosts
-        subnet, before = _subnet(b), _route(a, b)
+        subnet = NETWORK if self._overlay.in_user_space else _subnet(b)
+        before = _route(a, subnet)
         command = ["ip", "route", "delete", subnet]
-        return self._break(command, f"the route to {subnet}", lambda: _route(a, b) == before)
+        return self._break(command, f"the route to {subnet}", lambda: _route(a, subnet) == before)
 
     def _delete_device(self) -> str:
         a, _, c = self._hosts
         device = self._overlay.device or ""
-        before = _vxlan(a, device)
-        result = self._break(["ip", "link", "delete", device], device, lambda: _vxlan(a, device) == before)
+        before = _device(a, device)
+        result = self._break(["ip", "link", "delete", device], device, lambda: _device(a, device) == before)
         self._wait_answer(a, c)
         return result
 
@@ -207,18 +215,19 @@ def _subnet(host: Host) -> str:
     return str(ip_interface(host.subnet_env()["FLANNEL_SUBNET"]).network)
 
 
-def _route(source: Host, target: Host) -> list[dict[str, object]]:
-    """The route of one host to the other's subnet, without the number of its nexthop object."""
-    routes = source.ip("route", "show", _subnet(target))
+def _route(source: Host, destination: str) -> list[dict[str, object]]:
+    """The route of a host to a network, without the number of its nexthop object."""
+    routes = source.ip("route", "show", destination)
     return [{key: value for key, value in route.items() if key != "nhid"} for route in routes]
 
 
-def _vxlan(host: Host, device: str) -> dict[str, object]:
-    """What peers must know of a vxlan device: MAC, MTU, VNI, port; empty when there is none."""
+def _device(host: Host, device: str) -> dict[str, object]:
+    """Of an overlay's device MTU, and MAC, VNI, port where it has them; empty when there is none."""
     for link in host.ip("link", "show"):
         if link["ifname"] == device:
             data = link["linkinfo"]["info_data"]
-            return {"mac": link["address"], "mtu": link["mtu"], "vni": data["id"], "port": data["port"]}
+            own = {name: data[name] for name in ("id", "port") if name in data}
+            return {"mac": link.get("address"), "mtu": link["mtu"], **own}
     return {}
 
 

@@ -29,6 +29,8 @@ class Overlay:
     """
     device: str | None = None
     """The device it makes, which may be deleted to see it come back."""
+    in_user_space: bool = False
+    """Whether a process forwards the packets, behind one route to all peers."""
     link: str | None = None
     """What the kernel must be able to make, for requirements.obstacle."""
 
@@ -118,6 +120,7 @@ OVERLAYS = {
             expression="udp dst port 8285",
             decode=_decode_udp,
             device="flannel0",
+            in_user_space=True,
         ),
         Overlay(
             backend="host-gw",
