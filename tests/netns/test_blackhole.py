@@ -13,7 +13,7 @@ from flanneld_py.lab import wait_for
 from flanneld_py.model import Op, Scope, State
 from tests.netns.inside import Namespace
 from tests.netns.oracle import own_key, subnets_of, wait_in_order
-from tests.netns.scenes import BACKENDS, FAMILIES, family_config
+from tests.netns.scenes import FAMILIES, MTU, family_config
 
 if TYPE_CHECKING:
     from flanneld_py.lab import Host, Lab
@@ -103,8 +103,7 @@ def test_the_driver_of_another_prefix_sees_and_deletes_nothing(subnet: str) -> N
 # --- the daemon -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("families", FAMILIES)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "families"), MTU)
 def test_pods_are_reached_and_the_rest_of_the_subnet_ends_here(lab: Lab, backend: str, families: str) -> None:
     alpha, beta = start(lab, backend, families)
     for address in beta.pod.addresses:

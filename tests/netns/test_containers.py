@@ -10,7 +10,7 @@ import pytest
 from flanneld_py.lab import wait_for
 from tests.netns.packet_filters import filter_config, variant
 from tests.netns.podman import HTTPD, IMAGE, PAGE, WEB, Machine, pack_image
-from tests.netns.scenes import BACKENDS, MTU
+from tests.netns.scenes import BACKENDS, IN_KERNEL, MTU
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -178,6 +178,7 @@ def test_a_published_port(lab: Lab, image: Path, backend: str) -> None:
 
 
 @pytest.mark.parametrize("end", ["terminate", "kill"])
+@pytest.mark.parametrize("backend", IN_KERNEL, indirect=True)
 def test_a_download_outlasts_the_daemons(machines: list[Machine], end: str) -> None:
     alpha, beta = machines
     web = beta.launch("web", *SERVE, port=80)

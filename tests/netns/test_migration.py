@@ -12,7 +12,7 @@ from flanneld_py.lab import wait_for
 from tests.netns.go_hosts import start_go, wait_peers
 from tests.netns.observing import ENOUGH_ANSWERS, wait_answers, wait_status
 from tests.netns.oracle import wait_in_order
-from tests.netns.scenes import BACKENDS, config
+from tests.netns.scenes import IN_KERNEL, config
 
 if TYPE_CHECKING:
     from flanneld_py.lab import Host, Lab
@@ -23,7 +23,7 @@ def own(host: Host) -> tuple[str, dict[str, Any]]:
     return next((key, r) for key, r in host.etcd.leases().items() if r["PublicIP"] == host.address)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", IN_KERNEL)
 def test_there_and_back_with_every_subnet_kept_and_no_packet_lost(lab: Lab, backend: str) -> None:
     lab.etcd.put_config(config(backend))
     hosts = lab.add_hosts("alpha", "beta", "gamma")
@@ -67,7 +67,7 @@ def test_there_and_back_with_every_subnet_kept_and_no_packet_lost(lab: Lab, back
         assert not loss.lost, f"{len(loss.lost)} of {loss.sent}"
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", IN_KERNEL)
 def test_cleanup_before_the_way_back_leaves_go_flannel_a_clean_host(lab: Lab, backend: str) -> None:
     lab.etcd.put_config(config(backend))
     alpha, beta = lab.add_hosts("alpha", "beta")

@@ -12,7 +12,7 @@ from flanneld_py.lab import wait_for
 from tests.netns.go_hosts import peers_in_kernel, start_fleet, start_go, wait_peers
 from tests.netns.observing import start_pings, wait_status
 from tests.netns.oracle import own_key, wait_in_order
-from tests.netns.scenes import BACKENDS, config
+from tests.netns.scenes import IN_KERNEL, config
 
 if TYPE_CHECKING:
     from flanneld_py.lab import EtcdServer, Host, Lab
@@ -52,7 +52,7 @@ def route_to_fleet(host: Host) -> None:
     host.ip_batch(["route add 198.18.0.0/15 dev eth0"])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", IN_KERNEL)
 def test_a_thousand_hosts_of_both_kinds(lab: Lab, backend: str) -> None:
     lab.etcd.put_config(config(backend, **WIDE))
     ours, go = lab.add_hosts("alpha", "beta"), lab.add_hosts("gamma", "delta")
@@ -78,7 +78,7 @@ def test_a_thousand_hosts_of_both_kinds(lab: Lab, backend: str) -> None:
             assert source.pod.ping(target.pod.address, count=3, interval=0.05).received == 3
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", IN_KERNEL)
 def test_s1_a_host_of_go_gets_back_the_routes_that_garbage_cost_it(lab: Lab, backend: str) -> None:
     lab.etcd.put_config(config(backend))
     alpha, beta, go = lab.add_hosts("alpha", "beta", "gamma")

@@ -241,7 +241,7 @@ def _text(path: Path) -> str:
 def kernel(host: Host) -> dict[str, Any]:
     """What stands on a host that networkd could touch, without what changes by itself."""
     links = [
-        (link["ifname"], link["address"], link["mtu"], link.get("master"), link.get("ifalias"))
+        (link["ifname"], link.get("address"), link["mtu"], link.get("master"), link.get("ifalias"))
         for link in host.ip("link", "show")
     ]
     addresses = [
