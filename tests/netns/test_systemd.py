@@ -216,6 +216,30 @@ def test_networkd_restarts_without_touching_what_is_ours(lab: Lab, root: Path, b
         assert "nknown" not in said
 
 
+@pytest.mark.parametrize("how", ["restart", "kill --signal=KILL"])
+def test_the_service_manager_keeps_what_udp_forwards_with(lab: Lab, root: Path, how: str) -> None:
+    """TUN, socket and table outlive the daemon: packets wait in them until the next one goes on."""
+    alpha, beta = lab.add_hosts("alpha", "beta")
+    lab.etcd.put_config(config("udp"))
+    beta.start_daemon().wait_ready()
+    with machine(alpha, root) as booted:
+        booted.start()
+        pods(alpha, beta)
+        told = wait_for(lambda: status(alpha), 5, "the pump in the status", lambda s: s["data_plane"])
+        before = told["data_plane"]["pid"]
+        ping = start_pings(beta, alpha)
+        booted.run("systemctl", *how.split(), "flanneld-py")
+        wait_for(
+            lambda: status(alpha),
+            20,
+            "another pump",
+            lambda s: (s["data_plane"] or {}).get("pid") not in (None, before),
+        )
+        wait_answers(ping)
+        assert ping.stop().lost == ()
+        assert wait_for(lambda: status(alpha), 10, "it to be ready", lambda s: s["ready"])["problems"] == []
+
+
 def play_udev(booted: Machine, host: Host) -> None:
     """Say that all links are initialised, as udev would, which must not run in a part of a machine.
 
