@@ -20,7 +20,17 @@ if TYPE_CHECKING:
 TTL = 15
 """Seconds; the registry is missed for a third of it, and then readiness falls."""
 LOOPBACK = "127.0.0.1"
-NAMES = ["threads", "config", "lease", "registry", "kernel", "interface", "subnet-file", "packet-filter"]
+NAMES = [
+    "threads",
+    "config",
+    "lease",
+    "registry",
+    "kernel",
+    "interface",
+    "subnet-file",
+    "packet-filter",
+    "data-plane",
+]
 
 
 @pytest.fixture
