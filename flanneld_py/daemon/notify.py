@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+from collections.abc import Mapping
 from contextlib import suppress
 
 import structlog
@@ -23,10 +25,23 @@ class Notifier:
         address = os.environ.get("NOTIFY_SOCKET", "")
         # "@" stands for the NUL byte of an abstract socket.
         self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._lock = threading.Lock()
+        self._last_speaker: int | None = None
         self.said_ready = False
 
     def send(self, **fields: str) -> None:
-        """`send(READY="1", STATUS="…")`. A manager that went away is no reason to fail, nor is a limit."""
+        """`send(READY="1", STATUS="…")`. A manager that went away is no reason to fail, nor is a limit.
+
+        From STOPPING on only the thread that said so is heard.
+        """
+        with self._lock:
+            speaker = threading.get_ident()
+            if "STOPPING" in fields:
+                self._last_speaker = speaker
+            if self._last_speaker in (None, speaker):
+                self._send(fields)
+
+    def _send(self, fields: Mapping[str, str]) -> None:
         self.said_ready = self.said_ready or "READY" in fields
         if not self._address:
             return

@@ -61,7 +61,10 @@ class Publisher:
             for look in self._looks:
                 look()
             if seen != last or self._is_outdated(levels):
-                self.publish(compose(levels, self._process))
+                status = compose(levels, self._process)
+                if self._inbox.stopped:  # the threads end now, which is no news
+                    return
+                self.publish(status)
             self._inbox.pause(REST if self._told_ready else REST_BEFORE_READY)
 
     def _is_outdated(self, levels: Levels) -> bool:

@@ -122,6 +122,17 @@ def test_a_reload_never_says_ready_before_its_time(manager: socket.socket) -> No
     assert told(manager) == [["READY=1"], ["RELOADING=1", "MONOTONIC_USEC=2500000"], ["READY=1"]]
 
 
+def test_after_stopping_nobody_says_anything_else(manager: socket.socket) -> None:
+    """Found by test_daemon: a thread that was about to say how far the start has come said so after it."""
+    notifier = Notifier()
+    notifier.send(STOPPING="1")
+    other = threading.Thread(target=lambda: notifier.send(STATUS="starting"))
+    other.start()
+    other.join()
+    notifier.send(STATUS="stopped")
+    assert told(manager) == [["STOPPING=1"], ["STATUS=stopped"]]
+
+
 @pytest.mark.parametrize(
     ("usec", "seconds"),
     [("3000000", 1.5), ("30000000", 10.0), ("", LONGEST_INTERVAL), ("0", LONGEST_INTERVAL), ("x", 10.0)],
