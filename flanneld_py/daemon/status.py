@@ -12,7 +12,7 @@ from flanneld_py.backends.base import options_of
 from flanneld_py.core.admit import OTHER_BACKEND, OUTSIDE
 from flanneld_py.core.records import shortened
 from flanneld_py.daemon.checks import NEEDED_TO_START, is_ready, ready_checks
-from flanneld_py.daemon.inbox import Levels, Problem, boottime, utc_now
+from flanneld_py.daemon.inbox import LeaseState, Levels, Problem, boottime, utc_now
 from flanneld_py.model import External
 
 SHOWN_FAILURES = 20
@@ -73,17 +73,12 @@ def compose(
         "options": options_of(network.backend) if network else {},
         "networks": [str(net) for net in network.config.networks] if network else [],
         "subnets": [str(net) for net in record.subnets.values()] if record else [],
+        "inherited": [] if report.subnet_file_written else [str(net) for net in levels.inherited],
         "mtu": report.mtu,
         "offloads": {dev: "on" if on else "off" for dev, on in report.offloads.items()},
         "rules_by": report.rules_by,
         "external": _external(host.external) if host else None,
-        "lease": {
-            "state": lease.state,
-            "key": record.key if record else None,
-            "ttl": lease.own.ttl if lease.own else None,
-            "etcd_lease": f"{record.etcd_lease:x}" if record else None,
-            "reason": lease.problem.reason if lease.problem else None,
-        },
+        "lease": _lease(lease),
         "registry": {
             "state": levels.registry.state,
             "endpoint": levels.registry.endpoint,
@@ -98,6 +93,17 @@ def compose(
             "failed": [{"op": op, "error": error} for op, error in report.failed[:SHOWN_FAILURES]],
         },
         "problems": [asdict(problem) for problem in problems],
+    }
+
+
+def _lease(lease: LeaseState) -> dict[str, Any]:
+    record = lease.own.record if lease.own else None
+    return {
+        "state": lease.state,
+        "key": record.key if record else None,
+        "ttl": lease.own.ttl if lease.own else None,
+        "etcd_lease": f"{record.etcd_lease:x}" if record else None,
+        "reason": lease.problem.reason if lease.problem else None,
     }
 
 
@@ -139,9 +145,9 @@ def find_problems(levels: Levels) -> Iterator[Problem]:
     registry = levels.registry
     if registry.state in ("unreachable", "refused"):
         fix = (
-            "start etcd, or correct --etcd-endpoints; what is set up keeps working"
+            "start etcd, or correct --etcd-endpoints (FLANNELD_ETCD_ENDPOINTS); what is set up keeps working"
             if registry.state == "unreachable"
-            else "correct the credentials or certificates given by the --etcd-* flags"
+            else "correct the credentials or certificates given by --etcd-* (FLANNELD_ETCD_*)"
         )
         yield Problem(f"registry-{registry.state}", registry.error or "no answer", fix, registry.since)
     for problem in (
@@ -149,6 +155,7 @@ def find_problems(levels: Levels) -> Iterator[Problem]:
         levels.config_problem,
         levels.host_problem,
         levels.subnet_file_problem,
+        levels.forwarding_problem,
         levels.checksum_problem,
         levels.filter_problem,
         _lease_problem(levels),

@@ -82,7 +82,10 @@ def test_without_a_daemon(host: Host) -> None:
     assert last == f"flannelctl: not ready after 2 s: {reason}{START}"
 
 
-START = "start flanneld-py, or name its --subnet-file"
+START = (
+    "start flanneld-py, or name its --subnet-file; "
+    "if it was started, its log says why it ended (journalctl -u flanneld-py, or supervisord's)"
+)
 
 
 def test_the_file_of_a_dead_daemon_does_not_count(host: Host) -> None:

@@ -60,8 +60,8 @@ TABLES: tuple[Table, ...] = (
     "nexthops",
     "routes",
     "blackholes",
-    "rules",
     "files",
+    "rules",
 )
 
 

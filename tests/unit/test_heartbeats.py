@@ -133,6 +133,26 @@ def test_after_stopping_nobody_says_anything_else(manager: socket.socket) -> Non
     assert told(manager) == [["STOPPING=1"], ["STATUS=stopped"]]
 
 
+def test_ready_and_status_that_did_not_go_through_are_said_again(manager: socket.socket) -> None:
+    """The manager's socket was full at that moment: a lost READY would make the start time out."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
+        stranger.setblocking(False)
+        try:
+            while True:
+                stranger.sendto(b"X=1", manager.getsockname())
+        except BlockingIOError:
+            pass  # it is full
+    notifier = Notifier()
+    notifier.send(READY="1", STATUS="starting")
+    notifier.send(STATUS="in sync")
+    assert not notifier.said_ready
+    assert {line for message in told(manager) for line in message} == {"X=1"}
+    notifier.send_owed()
+    assert notifier.said_ready
+    notifier.send_owed()
+    assert told(manager) == [["READY=1", "STATUS=in sync"]]
+
+
 @pytest.mark.parametrize(
     ("usec", "seconds"),
     [("3000000", 1.5), ("30000000", 10.0), ("", LONGEST_INTERVAL), ("0", LONGEST_INTERVAL), ("x", 10.0)],

@@ -49,6 +49,7 @@ DRIVER_PARTS = (
         "nfmessages",
         "nfmonitor",
         "nfreader",
+        "nfruleset",
         "nfvalues",
         "subscription",
         "netlink",
@@ -56,6 +57,7 @@ DRIVER_PARTS = (
         "xtdecode",
         "xtextensions",
         "packetrules",
+        "rulewriter",
         "filtertools",
     },
 )
