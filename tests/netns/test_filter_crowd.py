@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import re
 import subprocess
-import threading
-import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
 from flanneld_py.lab import wait_for
+from tests.netns.crowd import TABLE, crowding
 from tests.netns.observing import codes, events, wait_problem, wait_status
 from tests.netns.packet_filters import TOOLS, filter_config, filtered_overlay, rules_text
 from tests.netns.test_filter_repair import BACK_WITHIN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from flanneld_py.lab import Host, Lab
-
-CROWD = "table inet crowd { set s { type mark; }; }"
 
 
 def services(count: int) -> str:
@@ -43,39 +37,13 @@ def load(host: Host, tool: str, count: int) -> None:
     subprocess.run(command, input=services(count), text=True, check=True)
 
 
-@contextmanager
-def crowded(host: Host) -> Iterator[None]:
-    """Five times a second somebody adds an element to a set of his own."""
-    host.nft(CROWD)
-    stop = threading.Event()
-    command = host.entered(["nft", "-i"])
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as tool:
-        assert tool.stdin is not None
-        stdin = tool.stdin
-
-        def feed() -> None:
-            number = 0
-            while not stop.wait(0.2):
-                number += 1
-                stdin.write(f"add element inet crowd s {{ {number} }}\n")
-                stdin.flush()
-
-        feeder = threading.Thread(target=feed)
-        feeder.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            feeder.join()
-            stdin.close()
-
-
 def test_a_start_and_repairs_while_somebody_changes_his_rules_all_the_time(lab: Lab) -> None:
     lab.etcd.put_config(filter_config("vxlan", "nft"))
     alpha, beta = lab.add_hosts("alpha", "beta")
     load(alpha, "iptables-nft", 2000)
     beta.start_daemon().wait_ready()
-    with crowded(alpha):
+    alpha.nft(TABLE)
+    with crowding(alpha.entered(["nft", "-i"]), 0.2):
         alpha.start_daemon(["--ip-masq"]).wait_ready()
         wait_status(alpha.daemon, "it to be in sync", lambda seen: seen["state"] == "in sync")
         (route,) = wait_for(lambda: alpha.ip("route", "show", "proto", "96"), 5, "the route to beta")
@@ -94,7 +62,6 @@ def test_rules_are_back_within_a_second_beside_thousands_of_others(lab: Lab, too
     (alpha,) = filtered_overlay(lab, tool, "alpha")
     load(alpha, "iptables-nft" if tool == "nft" else tool, crowd)
     flush, show = chain_commands(alpha, tool)
-    time.sleep(4)  # it has read them all, and rests
     alpha.run(flush)
     wait_for(lambda: "10.5.0.0/16" in alpha.run(show), BACK_WITHIN, "the rules to be back")
     wait_status(alpha.daemon, "the repair to be told", lambda seen: seen["drift"]["repaired"].get("rules"))
@@ -119,7 +86,8 @@ def test_what_is_dropped_for_a_while_is_not_named_for_ever(lab: Lab) -> None:
         "elements = { 10.5.0.0/16 timeout 1s }; }; "
         "chain f { type filter hook forward priority 5; ip saddr @bad drop; }; }"
     )
-    time.sleep(2)
+    elements = ["nft", "list", "set", "inet", "guard", "bad"]
+    wait_for(lambda: "elements" not in alpha.run(elements), 5, "the element to run out")
     assert codes(alpha.daemon.status()) == []
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from contextlib import contextmanager
-from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +9,7 @@ import pytest
 from flanneld_py.drivers.nfreader import NfReader
 from flanneld_py.drivers.nfruleset import NfRuleset
 from flanneld_py.packetfilter import ChainKey
+from tests.netns.crowd import TABLE, crowding
 from tests.netns.inside import Namespace
 from tests.netns.nftables.rulesets import DOCKER, FIREWALLD, RESTORE, load
 
@@ -55,8 +53,8 @@ def test_rules_are_read_although_somebody_adds_to_a_set_of_his_own_all_the_time(
     net: Namespace, ruleset: NfRuleset
 ) -> None:
     rules = "".join(f"ip saddr 10.{n >> 8}.{n & 255}.1 counter drop\n" for n in range(MANY))
-    load(net, f"table ip large {{ chain c {{\n{rules}}}; }}\ntable inet crowd {{ set s {{ type mark; }}; }}")
-    with changing(net, "add element inet crowd s {{ {0} }}"):
+    load(net, f"table ip large {{ chain c {{\n{rules}}}; }}\n{TABLE}")
+    with crowding(net.entered("nft", "-i"), 0.002):
         for more in (1, 2):
             net.run("nft", "insert", "rule", "ip", "large", "c", "accept")
             assert len(ruleset.chains()[LARGE].rules) == MANY + more
@@ -70,28 +68,3 @@ def test_a_few_chains_are_read_as_they_are(net: Namespace, reader: NfReader) -> 
     absent = [LARGE, LARGE._replace(table="nat"), LARGE._replace(where="legacy", table="filter")]
     for keys in (list(everything), list(everything)[::2], [], absent):
         assert reader.some([*keys, *absent]) == {key: everything[key] for key in keys if key in everything}
-
-
-@contextmanager
-def changing(net: Namespace, command: str) -> Iterator[None]:
-    """Some hundred times a second; the command gets a number."""
-    stop = threading.Event()
-    with net.popen("nft", "-i") as tool:
-        assert tool.stdin is not None
-        stdin = tool.stdin
-
-        def feed() -> None:
-            for number in count(1):
-                if stop.wait(0.002):
-                    return
-                stdin.write(command.format(number) + "\n")
-                stdin.flush()
-
-        feeder = threading.Thread(target=feed)
-        feeder.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            feeder.join()
-            stdin.close()
