@@ -275,6 +275,8 @@ class Host:
     local_addresses: frozenset[IPAddress] = frozenset()
     devices: Mapping[IPAddress, str] = field(default_factory=dict)
     """Of these addresses → its device."""
+    bridges: frozenset[str] = frozenset()
+    """Devices that are bridges."""
     local_networks: tuple[IPNetwork, ...] = ()
     """Prefixes of the host's own addresses: what a new subnet must not overlap."""
     macs: Mapping[str, str] = field(default_factory=dict)
@@ -401,8 +403,8 @@ Table: TypeAlias = Literal[
     "nexthops",
     "routes",
     "blackholes",
-    "rules",
     "files",
+    "rules",
 ]
 Verb: TypeAlias = Literal["set", "del"]
 

@@ -82,6 +82,8 @@ class Chain:
     priority: int = 0
     policy: str = ""
     """`accept` or `drop`, of a base chain."""
+    late: bool = False
+    """Of our accepts in a chain of others: whether something there may decide before they do."""
 
 
 class ChainKey(NamedTuple):

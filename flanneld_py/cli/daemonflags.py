@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
@@ -14,6 +15,7 @@ from click.core import ParameterSource
 from flanneld_py import __version__
 from flanneld_py.cli.flagtable import BOOLEANS, FLAGS, GROUPS, Flag
 from flanneld_py.cli.variables import misspelt
+from flanneld_py.core.acceptin import check_chain
 from flanneld_py.core.duration import parse_duration
 from flanneld_py.core.goflags import TRUTH, normalise, parse_integer
 from flanneld_py.core.ifselect import pattern_of
@@ -157,6 +159,12 @@ def _tell(options: Options) -> None:
     if ignored:
         reason = f"{ignored[0]!r} is no flag: it and what follows it is ignored, as flannel does"
         log.warning("arguments_ignored", reason=reason + _hint(ignored), arguments=len(ignored))
+    if options.metrics is None and (address := _address_without_port()):
+        log.warning(
+            "metrics_off",
+            reason=f"{_origin('metrics-addr')} {address!r} has no port, so there is no /metrics; "
+            f"give one, such as {address}:9471",
+        )
     for line in misspelt(os.environ):
         log.warning("variable_ignored", reason=line)
     if not options.etcd.prefix.startswith("/"):
@@ -165,6 +173,14 @@ def _tell(options: Options) -> None:
             reason=f"--etcd-prefix {options.etcd.prefix!r} does not begin with a slash, and none is added: "
             f"the config is read from the key {key_root(options.etcd.prefix) + 'config'!r}",
         )
+
+
+def _address_without_port() -> str:
+    """Of --metrics-addr, if it was given; a port of 0 is no oversight."""
+    text: str = click.get_current_context().params["metrics_addr"]
+    if not _is_given("metrics-addr") or not text or re.search(r":0+$", text):
+        return ""
+    return f"[{text}]" if ":" in text and not text.startswith("[") else text
 
 
 def _hint(ignored: Sequence[str], flag: str = "flag") -> str:
@@ -251,13 +267,8 @@ def _ip(text: str) -> None:
             raise ValueError("expected an IP address") from None
 
 
-def _chain(text: str) -> None:
-    if len(text.split()) not in (1, 3):
-        raise ValueError("expected a chain of iptables' filter table, or of nft as FAMILY TABLE CHAIN")
-
-
 CHECKS: dict[str, Callable[[Any], object]] = {
-    "forward-accept-in": _chain,
+    "forward-accept-in": check_chain,
     "healthz-port": _port,
     "healthz-ip": _ip,
     "metrics-addr": parse_listen_address,

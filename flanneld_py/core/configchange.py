@@ -111,25 +111,41 @@ def is_like_a_lease(net: IPNetwork, config: NetworkConfig) -> bool:
 
 
 def outdated_bridges(
-    config: NetworkConfig, host: Host, own: Collection[IPNetwork]
+    config: NetworkConfig, host: Host, own: Collection[IPNetwork], former: Collection[IPNetwork] = ()
 ) -> Mapping[IPAddress, str]:
     """Addresses of the form that a bridge for containers has, in no subnet of ours → their device.
 
     A lease is replaced at once, the bridge only when containers are started again.
+
+    Args:
+        config: in force.
+        host: with the addresses in question.
+        own: this host's subnets.
+        former: Networks of earlier configs, whose subnets' sizes are not known any more.
     """
-    bridges = [net for net in host.local_networks if is_like_a_lease(net, config) and net not in own]
+    foreign = [net for net in host.local_networks if net not in own]
+    bridges = [net for net in foreign if is_like_a_lease(net, config)]
+    earlier = [net for net in former if net not in config.networks]
+    left = [net for net in foreign if any(_is_part(net, network) for network in earlier)]
     return {
         address: dev
         for address, dev in host.devices.items()
-        if dev != host.external.name and any(inside(address, net) for net in bridges)
+        if dev != host.external.name
+        and any(inside(address, net) for net in (*bridges, *(left if dev in host.bridges else ())))
     }
 
 
-def overlaps_of_host(config: NetworkConfig, host: Host, own: Collection[IPNetwork]) -> Iterator[str]:
+def _is_part(net: IPNetwork, network: IPNetwork) -> bool:
+    return net.prefixlen > network.prefixlen and inside(net.network_address, network)
+
+
+def overlaps_of_host(
+    config: NetworkConfig, host: Host, own: Collection[IPNetwork], former: Collection[IPNetwork] = ()
+) -> Iterator[str]:
     """The same for a host that runs; `outdated_bridges` are another matter."""
     return overlaps_of(
         config.networks,
-        addresses=host.local_addresses - outdated_bridges(config, host, own).keys(),
+        addresses=host.local_addresses - outdated_bridges(config, host, own, former).keys(),
         gateways=host.gateways,
         registry=host.registry,
         own=own,

@@ -8,11 +8,12 @@ followed, and a drop is named only when no way leads past it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
-from flanneld_py.model import IPAddress
+from flanneld_py.core.subnets import inside
+from flanneld_py.model import IPAddress, IPNetwork
 from flanneld_py.packetfilter import Chain, ChainKey, Chains, Field, Hook, Mark, Match, Rule, Value
 
 HOOKS: tuple[Hook, ...] = ("prerouting", "forward", "postrouting")
@@ -29,6 +30,8 @@ STATUSES = frozenset({"expected", "seen-reply", "assured", "confirmed", "snat", 
 """None of them is true of the first packet of a connection whose addresses stay."""
 CHANGEABLE: frozenset[Field] = frozenset({"mark", "ct state", "ct status"})
 """What a rule that we do not understand may change."""
+MOST_SINGLE = 32
+"""Containers that are judged one by one."""
 DEEPEST = 64
 """Jumps within jumps that we follow; nf_tables allows 16."""
 
@@ -38,7 +41,7 @@ class Flow:
     """New connections that this host forwards, unmarked and with the addresses they began with.
 
     An address that no container has, as the first one of a subnet, is better than another: rules about
-    single containers do not concern it.
+    single containers do not concern it. Those are judged apart, where it is said whose containers they are.
     """
 
     description: str
@@ -48,6 +51,10 @@ class Flow:
     iif: str | None
     """The device they come in by; None: it is not known."""
     oif: str | None
+    subnet: IPNetwork | None = None
+    """Of the source or of the destination: where the containers are that this host knows."""
+    single: bool = False
+    """It is that of one container only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +88,61 @@ def find_drops(chains: Chains, flows: Sequence[Flow]) -> tuple[Drop, ...]:
     """
     found: list[Drop] = []
     for flow in flows:
-        walks = [dict(_Walk(chains, flow, protocol).drops()) for protocol in WITNESSES]
-        # What drops that protocol says no other, so it is the rule for all that came so far.
-        found += [
-            Drop(flow, base, *stop) for base, stop in walks[-1].items() if all(base in walk for walk in walks)
-        ]
+        whole = list(_drops(chains, flow))
+        found += whole
+        told = {(drop.base, "") for drop in whole}
+        for part in _single(chains, flow):
+            for drop in _drops(chains, part):
+                if told.isdisjoint({(drop.base, ""), (drop.chain, drop.rule)}):
+                    told.add((drop.chain, drop.rule))
+                    found.append(drop)
     return tuple(found)
+
+
+def _drops(chains: Chains, flow: Flow) -> Iterator[Drop]:
+    walks = [dict(_Walk(chains, flow, protocol).drops()) for protocol in WITNESSES]
+    # What drops that protocol says no other, so it is the rule for all that came so far.
+    for base, stop in walks[-1].items():
+        if all(base in walk for walk in walks):
+            yield Drop(flow, base, *stop)
+
+
+def _single(chains: Chains, flow: Flow) -> Iterator[Flow]:
+    """The same flow for single containers, of which some rule says that they get or send nothing."""
+    subnet = flow.subnet
+    if subnet is None:
+        return
+    name: Field = "daddr" if flow.destination in subnet else "saddr"
+    dropped = (
+        match.values
+        for chain in chains.values()
+        for rule in chain.rules
+        if rule.verdict.kind in ("drop", "reject")
+        for match in rule.matches
+        if match.field == name and not match.negated
+    )
+    found: dict[IPAddress, None] = {}
+    for values in dropped:
+        address = next((one for value in values if (one := _container(value, subnet)) is not None), None)
+        if address is not None:
+            found[address] = None
+        if len(found) == MOST_SINGLE:
+            break
+    for address in found:
+        told = flow.description.replace(str(subnet), str(address))
+        single = replace(flow, description=told, single=True)
+        yield replace(single, destination=address) if name == "daddr" else replace(single, source=address)
+
+
+def _container(value: Value, subnet: IPNetwork) -> IPAddress | None:
+    """An address in that part of the subnet; the ends and the bridge's own, the second, no container has."""
+    if not isinstance(value, IPv4Network | IPv6Network) or value.version != subnet.version:
+        return None
+    if value == subnet or not inside(value.network_address, subnet):
+        return None
+    first = max(int(value.network_address), int(subnet.network_address) + 2)
+    last = min(int(value.broadcast_address), int(subnet.broadcast_address) - 1)
+    return type(subnet.network_address)(first) if first <= last else None
 
 
 class _Stop(NamedTuple):

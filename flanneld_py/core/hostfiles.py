@@ -79,6 +79,7 @@ def parse_networks(text: str, family: Family) -> tuple[IPNetwork, ...]:
 # --- environment files ----------------------------------------------------------------------------
 
 _ASSIGNMENT = re.compile(r"[ \t\r]*(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)[ \t]*=")
+_EXPORT = re.compile(r"[ \t\r]*export[ \t]")
 _VALUE = re.compile(
     r"""[ \t\r]*                                # whitespace around quotes is dropped
         (?: '(?P<single>[^']*)(?:'|\Z)          # quotes may span lines
@@ -106,6 +107,11 @@ def stray_lines(text: str) -> list[int]:
         if not name and line.strip() and line.strip()[0] not in "#;":
             strays.append(number)
     return strays
+
+
+def exported_names(text: str) -> list[str]:
+    """The names that have `export` before them, as only shells know it: systemd ignores such a line."""
+    return [name for begin, name, _ in _assignments(text) if name and _EXPORT.match(text, begin)]
 
 
 def _assignments(text: str) -> Iterator[tuple[int, str, str]]:

@@ -2,11 +2,12 @@
 
 Safe means: no route whose neighbour or FDB entry is missing, nothing removed before its replacement
 stands. That fixes the order. *Set* goes links, sysctls, offloads, addresses, pumps, tunnel, FDB, neighbours,
-nexthops, routes, blackholes, rules, files: a neighbour that changes its MAC must find the new MAC's FDB entry
+nexthops, routes, blackholes, files, rules: a neighbour that changes its MAC must find the new MAC's FDB entry
 in place.
-*Delete* is the reverse, links last. A link that the kernel cannot change in place is replaced by its driver,
-and takes what hangs on it along only when the new one stands. One that a wanted link cannot stand beside goes
-first: the kernel refuses two vxlan devices of one VNI and port.
+*Delete* is the reverse, but files first; links last. A link that the kernel cannot change in place is
+replaced by its driver, and takes what hangs on it along only when the new one stands. One that a wanted link
+cannot stand beside goes first: the kernel refuses two vxlan devices of one VNI and port. Rules come after
+files: they are written by programs, for which subnet.env must not wait.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ SET_ORDER: tuple[Table, ...] = (
     "nexthops",
     "routes",
     "blackholes",
-    "rules",
     "files",
+    "rules",
 )
-DELETE_ORDER: tuple[Table, ...] = tuple(reversed(SET_ORDER))
+DELETE_ORDER: tuple[Table, ...] = ("files", *(table for table in reversed(SET_ORDER) if table != "files"))
+"""subnet.env promises a network, so it goes before anything of that."""
 
 MISSING = object()
 

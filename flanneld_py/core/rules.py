@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from ipaddress import ip_network
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -27,6 +28,8 @@ FILTER, SRCNAT = 0, 100
 """Priorities (linux/netfilter_ipv4.h NF_IP_PRI_FILTER, NF_IP_PRI_NAT_SRC)."""
 BUILTIN = {"nat": "POSTROUTING", "filter": "FORWARD"}
 """Table of iptables → its chain from which ours is jumped to."""
+HARMLESS = ("accept", "none")
+"""Verdicts of rules that may stand before our accepts: no packet is lost there, nor led past ours."""
 
 
 class Names(NamedTuple):
@@ -100,6 +103,8 @@ def desired_rules(
         if wish.forward:
             rows |= _chains(family, tool, names, "filter", _commented(_forward(network), names.forward))
         for key in accept_in:
+            if names.own_chain(key):
+                continue  # they are there anyway
             if key.family in (FAMILY_NAMES[family], "inet"):
                 there = rows.get(key, Chain())
                 accepts = _commented(_forward(network, guarded=key.family == "inet"), names.forward)
@@ -165,8 +170,12 @@ def _chains(
     where: Literal["nft", "legacy"] = "nft" if tool == "iptables-nft" else "legacy"
     chain = names.postrtg if table == "nat" else names.fwd
     yield ChainKey(where, name, table, chain), Chain(rules)
-    jump = Rule((), Verdict("jump", chain), names.masq if table == "nat" else names.forward)
-    yield ChainKey(where, name, table, BUILTIN[table]), Chain((jump,))
+    yield ChainKey(where, name, table, BUILTIN[table]), Chain((_jump(chain, names),))
+
+
+def _jump(chain: str, names: Names) -> Rule:
+    """What leads to a chain of ours."""
+    return Rule((), Verdict("jump", chain), names.masq if chain == names.postrtg else names.forward)
 
 
 def matching(wanted: Iterable[str], chains: Chains) -> tuple[ChainKey, ...]:
@@ -192,25 +201,75 @@ def matching(wanted: Iterable[str], chains: Chains) -> tuple[ChainKey, ...]:
 def own_rows(chains: Chains, names: Names, networks: Collection[IPNetwork]) -> dict[ChainKey, Chain]:
     """Of all that stands, what is ours; of a chain that we share with others, our rules of it.
 
-    A table or chain under our name whose rules are all about other networks belongs to another flannel.
+    A table or chain under our name whose rules are all about other networks belongs to another flannel. In a
+    chain of others only what is exactly as we write it is ours, comment and all: a rule that somebody else
+    made to lead to our chain is his. An emptied chain of ours to which such a rule leads is his as well, as
+    it cannot go before that.
     """
     foreign = set(others(chains, names, networks))
     rows: dict[ChainKey, Chain] = {}
     for key, chain in chains.items():
         if names.own_chain(key):
-            if key not in foreign:
+            if key not in foreign and (chain.rules or not referrers(key, chains, names)):
                 rows[key] = chain
             continue
-        targets = {name for name in (names.postrtg, names.fwd) if key._replace(chain=name) not in foreign}
-        rules = tuple(
-            rule
-            for rule in chain.rules
-            if (rule.verdict.kind == "jump" and rule.verdict.target in targets)
-            or _is_own_accept(rule, names, networks)
-        )
+        jumps = [
+            _jump(name, names)
+            for name in (names.postrtg, names.fwd)
+            if key._replace(chain=name) not in foreign
+        ]
+        accepts = [number for number, rule in enumerate(chain.rules) if _is_own_accept(rule, names, networks)]
+        rules = tuple(rule for number, rule in enumerate(chain.rules) if number in accepts or rule in jumps)
         if rules:
-            rows[key] = Chain(rules)
+            before = chain.rules[: max(accepts, default=0)]
+            rows[key] = Chain(
+                rules,
+                late=any(rule.verdict.kind not in HARMLESS and rule not in jumps for rule in before),
+            )
     return rows
+
+
+def referrers(key: ChainKey, chains: Chains, names: Names) -> tuple[tuple[ChainKey, int], ...]:
+    """Chain and number, from 1 on, of each rule of others that leads to a chain of iptables that is ours."""
+    if names.is_own_table(key):
+        return ()
+    jump = _jump(key.chain, names)
+    return tuple(
+        (there, number)
+        for there, chain in chains.items()
+        if there[:3] == key[:3] and not names.own_chain(there)
+        for number, rule in enumerate(chain.rules, 1)
+        if rule.verdict.kind in ("jump", "goto") and rule.verdict.target == key.chain and rule != jump
+    )
+
+
+def tell_referrers(key: ChainKey, found: Iterable[tuple[ChainKey, int]]) -> str:
+    """What an operator should know of a chain that cannot be deleted."""
+    rules = " and ".join(f"rule {number} of {there}" for there, number in found)
+    return f"{key} stays, empty, as {rules} of somebody else leads there; delete that rule, then the chain"
+
+
+def places(chains: Chains, names: Names, rows: Collection[ChainKey]) -> frozenset[ChainKey]:
+    """Where something of ours is or may come to be: to know that, no other chain needs to be read again.
+
+    Args:
+        chains: all that stand.
+        names: of our tables and chains.
+        rows: which of them have rules of ours.
+    """
+    mine = (names.postrtg, names.fwd)
+    tables = zip(FAMILY_NAMES.values(), names.tables, strict=True)
+    own = [ChainKey("nft", *table, chain) for table in tables for chain in ("postrtg", "forward")]
+    for family in FAMILY_NAMES.values():
+        for (table, base), ours in zip(BUILTIN.items(), mine, strict=True):
+            own += (ChainKey("nft", family, table, chain) for chain in (base, ours))
+            own += (ChainKey("legacy", family, table, chain) for chain in (base, ours))
+    found = (
+        key
+        for key, chain in chains.items()
+        if names.own_chain(key) or any(rule.verdict.target in mine for rule in chain.rules)
+    )
+    return frozenset((*own, *found, *rows))
 
 
 def others(
@@ -232,8 +291,16 @@ def others(
 
 
 def _is_own_accept(rule: Rule, names: Names, networks: Collection[IPNetwork]) -> bool:
-    is_accept = rule.verdict.kind == "accept" and rule.comment == names.forward
-    return is_accept and any(_is_among(net, networks) for net in _networks(rule))
+    if rule.comment != names.forward:
+        return False
+    return any(rule in _accepts(net, names) for net in _networks(rule) if _is_among(net, networks))
+
+
+@cache
+def _accepts(network: IPNetwork, names: Names) -> tuple[Rule, ...]:
+    """In all the forms in which we write them."""
+    rules = (*_forward(network), *_forward(network, guarded=True))
+    return _commented(rules, names.forward)
 
 
 def _networks(rule: Rule) -> Iterator[IPNetwork]:

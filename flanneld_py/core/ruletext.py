@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from flanneld_py.packetfilter import Chain, ChainKey, Mark, Match, Rule, Verdict
+from flanneld_py.packetfilter import Chain, ChainKey, Field, Mark, Match, Rule, Verdict
+
+ADDRESS_FLAGS: Mapping[Field, str] = {"saddr": "-s", "daddr": "-d"}
 
 
 class Edit(NamedTuple):
@@ -19,15 +21,21 @@ class Edit(NamedTuple):
     """Whether all of the chain is ours."""
     gone: bool = False
     """Whether a chain that is wholly ours shall be no more."""
+    referred: bool = False
+    """Whether rules of others lead to it: then it cannot go, and is only emptied."""
 
 
-def nft_script(edits: Sequence[Edit]) -> str:
+def nft_script(edits: Sequence[Edit], anew: Collection[tuple[str, str]] = ()) -> str:
     """What makes these chains so, in one transaction.
 
     A chain of ours is emptied and filled, made anew only if it hangs elsewhere than it should.
+
+    Args:
+        edits: what shall be.
+        anew: family and name of tables of ours that are deleted first, with all that is there.
     """
-    lines: list[str] = []
-    for edit in edits:
+    lines = [f"{verb} table {family} {name}" for family, name in anew for verb in ("add", "delete")]
+    for edit in (edit._replace(old=None) if edit.key[1:3] in anew else edit for edit in edits):
         lines += _nft_whole(edit) if edit.whole else _nft_shared(edit)
     return "\n".join((*lines, ""))
 
@@ -92,7 +100,9 @@ def iptables_script(table: str, edits: Sequence[Edit]) -> str:
         lines += _iptables_shared(edit)
     for edit in whole:
         if edit.gone:
-            lines += [f"-F {edit.key.chain}", f"-X {edit.key.chain}"]
+            lines.append(f"-F {edit.key.chain}")
+            if not edit.referred:
+                lines.append(f"-X {edit.key.chain}")
     return "\n".join((*lines, "COMMIT", ""))
 
 
@@ -122,7 +132,7 @@ def _iptables_match(match: Match) -> str:
     (value,) = match.values
     if isinstance(value, Mark):
         return f"-m mark --mark {value.value:#x}/{value.mask:#x}"
-    return f"{'! ' if match.negated else ''}{'-s' if match.field == 'saddr' else '-d'} {value}"
+    return f"{'! ' if match.negated else ''}{ADDRESS_FLAGS[match.field]} {value}"
 
 
 def _iptables_target(verdict: Verdict) -> str:

@@ -24,6 +24,7 @@ PEER_TABLES: frozenset[Table] = frozenset({"fdb", "neighs", "nexthops", "routes"
 FAILS_READINESS = {
     "host-interface": "interface",
     "subnet-file": "subnet-file",
+    "forwarding-off": "forwarding",
     "traffic-dropped": "packet-filter",
     "data-plane": "data-plane",
 }
@@ -79,7 +80,7 @@ def ready_checks(levels: Levels, now: float, hanging: Collection[str] = ()) -> t
         _config(levels),
         _lease(levels, now),
         _registry(levels, now),
-        _kernel(levels.report, now),
+        _kernel(levels, now),
         *_by_problem(levels),
     )
 
@@ -130,9 +131,11 @@ def _registry(levels: Levels, now: float) -> Check:
     )
 
 
-def _kernel(report: Report, now: float) -> Check:
+def _kernel(levels: Levels, now: float) -> Check:
+    report = levels.report
     if not report.passes and report.problem is None:
-        return Check("kernel", False, "nothing set up yet")
+        found = "not looked at yet; what the last run set up is left as it is"
+        return Check("kernel", False, found if levels.inherited else "nothing set up yet")
     since = report.failing_from
     if since is None:
         return Check("kernel", True, "as it should be")
@@ -175,7 +178,8 @@ def _without_problem(name: str, levels: Levels) -> Check:
         return Check(name, True, " ".join([external.name, *map(str, external.addresses.values())]))
     if name == "subnet-file":
         written = levels.report.subnet_file_written
-        return Check(name, written, "written" if written else "not written yet")
+        old = "not written yet; that of the last run stands" if levels.inherited else "not written yet"
+        return Check(name, written, "written" if written else old)
     if name == "data-plane":
         plane = levels.data_plane
         return Check(name, True, f"{plane.runs} on {plane.device}" if plane else "the kernel's")

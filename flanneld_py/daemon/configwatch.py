@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,10 +47,10 @@ class _Stored:
 class ConfigWatch:
     """Offers `network` and `config_problem`."""
 
-    def __init__(self, prefix: str, inbox: Inbox, put_line: Callable[[str, str], str]) -> None:
-        """`put_line`: whole key and value → the line for a shell that stores it, for advice."""
+    def __init__(self, prefix: str, inbox: Inbox, config_lines: Callable[[str, str], str]) -> None:
+        """`config_lines`: whole key and value → what stores it in a shell, for advice."""
         self._inbox = inbox
-        self._put_line = put_line
+        self._config_lines = config_lines
         self._log = structlog.get_logger().bind(part="registry")
         self._key = f"{key_root(prefix)}{CONFIG_KEY}"
         self._lock = threading.Lock()
@@ -213,7 +212,6 @@ class ConfigWatch:
 
     def _missing(self) -> Problem:
         config = self._in_force.text.decode() if self._in_force else EXAMPLE_CONFIG
-        put = f"{self._put_line(self._key, config)}  # or: flannelctl config set {shlex.quote(config)}"
         if self._in_force:
             reason = f"the network config at {self._key} was deleted; the config in force stays"
         else:
@@ -221,7 +219,7 @@ class ConfigWatch:
                 f"no network config at {self._key}; keys written through etcd's old v2 API (etcdctl set) are "
                 "not seen"
             )
-        return Problem("config-missing", reason, put)
+        return Problem("config-missing", reason, self._config_lines(self._key, config))
 
     def _report(self, problem: Problem) -> None:
         if problem != self._inbox.levels.config_problem:

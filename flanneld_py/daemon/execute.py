@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
 from flanneld_py.core.describe import describe_key
 from flanneld_py.core.plan import lost_devices, referents, replaces, rows_on, still_needed
 from flanneld_py.drivers.base import Driver
+from flanneld_py.errors import KernelError
 from flanneld_py.model import Op, Outcome, Scope, State, Table
 
 
@@ -22,16 +23,27 @@ class Executor:
         }
         self._standing: frozenset[str] = frozenset()
         """The devices that were up when we looked last."""
+        self.unread: dict[Table, str] = {}
+        """Tables that could not be read last → why: nothing may be done about them."""
 
-    def observe(self, scope: Scope) -> State:
+    def observe(self, scope: Scope, apart: Collection[Table] = ()) -> State:
         """What is ours, in all tables.
 
+        `apart`: tables that may stay `unread` and empty, so that they hold up nothing else.
+
         Raises:
-            KernelError: a table could not be read.
+            KernelError: another table could not be read.
         """
         state = State()
+        self.unread = {}
         for driver in self._drivers:
-            seen = driver.observe(scope)
+            try:
+                seen = driver.observe(scope)
+            except KernelError as error:
+                if not set(driver.tables) <= set(apart):
+                    raise
+                self.unread |= dict.fromkeys(driver.tables, str(error))
+                continue
             state = replace(state, **{table: seen.table(table) for table in driver.tables})
         self._standing = frozenset(name for name, link in state.links.items() if link.up)
         return state

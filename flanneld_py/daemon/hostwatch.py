@@ -87,6 +87,7 @@ def host_of(facts: HostFacts, wanted: Wanted, choice: FirstChoice) -> Host:
         external=external,
         local_addresses=frozenset(address.ip for address in foreign),
         devices={address.ip: name for address, name in foreign.items()},
+        bridges=frozenset(link.name for link in facts.links if link.kind == "bridge"),
         local_networks=tuple(dict.fromkeys(address.network for address in foreign)),
         macs={link.name: link.mac for link in facts.links if link.kind == "vxlan"},
         tun=tun_name(facts, wanted.prefix),

@@ -7,6 +7,7 @@ import select
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from http import HTTPStatus
@@ -19,6 +20,8 @@ from flanneld_py.errors import HostError
 
 TIMEOUT = 5.0
 """Seconds that a client may keep us waiting for its next byte."""
+LONGEST_VISIT = 10.0
+"""Seconds for all that a client wants: some send a byte now and then."""
 MOST_CLIENTS = 16
 """The oldest makes room for the next."""
 LONGEST_BODY = 1 << 16
@@ -68,8 +71,9 @@ class HttpServer:
         poll.register(self._server.socket, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
         while not self._stopped:
-            poll.poll()
-            if not self._stopped and not self._server.take():
+            ready = poll.poll(RETRY_MILLISECONDS if self._server.has_clients else None)
+            self._server.part_with_lingerers(time.monotonic())
+            if ready and not self._stopped and not self._server.take():
                 # EMFILE and its like, at which the socket stays readable: that would be a busy loop.
                 select.select([self._wake], [], [], RETRY_MILLISECONDS / 1000)
         self._server.server_close()
@@ -90,7 +94,8 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, ip: str, port: int, pages: Mapping[str, Page]) -> None:
         self.address_family = socket.AF_INET6 if ":" in ip else socket.AF_INET
         self.pages = pages
-        self._clients: dict[int, socket.socket] = {}
+        self._clients: dict[int, tuple[socket.socket, float]] = {}
+        """File number → connection, and when it came, by time.monotonic()."""
         self._lock = threading.Lock()
         self._refused = False
         super().__init__((ip, port), _Handler)
@@ -116,10 +121,20 @@ class _Server(ThreadingHTTPServer):
             raise
         with self._lock:
             if len(self._clients) >= MOST_CLIENTS:
-                with suppress(OSError):
-                    next(iter(self._clients.values())).shutdown(socket.SHUT_RDWR)
-            self._clients[connection.fileno()] = connection
+                _part_with(next(iter(self._clients.values()))[0])
+            self._clients[connection.fileno()] = (connection, time.monotonic())
         return connection, client
+
+    @property
+    def has_clients(self) -> bool:
+        return bool(self._clients)
+
+    def part_with_lingerers(self, now: float) -> None:
+        """Whose time is over, by time.monotonic()."""
+        with self._lock:
+            for connection, came in self._clients.values():
+                if now - came > LONGEST_VISIT:
+                    _part_with(connection)
 
     def close_request(self, request: Any) -> None:
         with self._lock:
@@ -129,6 +144,12 @@ class _Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base's names
         """A client that went away, or no thread to be had: nobody else is concerned."""
         structlog.get_logger().debug("http_client_lost", part="http", exc_info=True)
+
+
+def _part_with(connection: socket.socket) -> None:
+    """Its thread then finds it at its end."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -161,7 +182,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _drain(self) -> None:
         """Read the request's body: closing with some of it unread would cost the answer."""
         with suppress(OSError, ValueError):
-            self.rfile.read(min(int(self.headers.get("Content-Length", 0)), LONGEST_BODY))
+            # To `read` a negative length is all that ever comes.
+            self.rfile.read(max(0, min(int(self.headers.get("Content-Length", 0)), LONGEST_BODY)))
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base's name
         """Nothing: a probe every few seconds is no news."""

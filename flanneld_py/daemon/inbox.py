@@ -139,6 +139,7 @@ class Levels:
     host_problem: Problem | None = None
     subnet_file_problem: Problem | None = None  # publisher
     overlap_problem: Problem | None = None  # publisher
+    forwarding_problem: Problem | None = None  # publisher
     checksum_problem: Problem | None = None
     filter_problem: Problem | None = None  # filter-watch
     accept_in: tuple[ChainKey, ...] | None = ()
@@ -148,6 +149,8 @@ class Levels:
     data_plane_problem: Problem | None = None
     kernel_changes: int = 0
     """Counts the changes somebody else made to what is ours."""
+    inherited: tuple[IPNetwork, ...] = ()
+    """The subnets that an earlier run left in subnet.env; known from the start."""
     lease: LeaseState = field(default_factory=LeaseState)  # lease-keeper
     report: Report = field(default_factory=Report)  # reconciler
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import suppress
+import threading
+from collections.abc import Mapping
 
 import structlog
 
@@ -16,6 +17,10 @@ STARTING_SECONDS = 60.0
 """How much longer the start may take: it may wait for etcd, with no end, but not hang."""
 
 
+MUST_BE_HEARD = ("READY", "STATUS")
+"""Nothing else says it again: systemd would wait for ever, or show what is no more so."""
+
+
 class Notifier:
     """Sends to $NOTIFY_SOCKET; silent where there is none."""
 
@@ -23,20 +28,47 @@ class Notifier:
         address = os.environ.get("NOTIFY_SOCKET", "")
         # "@" stands for the NUL byte of an abstract socket.
         self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._lock = threading.Lock()
+        self._last_speaker: int | None = None
+        self._owed: dict[str, str] = {}
+        """Of what did not go through, as with a socket that is full, that which systemd must hear."""
         self.said_ready = False
+        """Whether READY went through."""
 
     def send(self, **fields: str) -> None:
-        """`send(READY="1", STATUS="…")`. A manager that went away is no reason to fail, nor is a limit."""
-        self.said_ready = self.said_ready or "READY" in fields
-        if not self._address:
+        """`send(READY="1", STATUS="…")`. A manager that went away is no reason to fail, nor is a limit.
+
+        READY and STATUS that do not go through go along with what is sent next. From STOPPING on only the
+        thread that said so is heard.
+        """
+        with self._lock:
+            speaker = threading.get_ident()
+            if "STOPPING" in fields:
+                self._last_speaker, self._owed = speaker, {}
+            if self._last_speaker in (None, speaker):
+                self._send({**self._owed, **fields})
+
+    def send_owed(self) -> None:
+        """Try again what did not go through; to be called now and then."""
+        if self._owed:
+            self.send()
+
+    def _send(self, fields: Mapping[str, str]) -> None:
+        if self._address and not self._went_through(fields):
+            self._owed = {name: fields[name] for name in MUST_BE_HEARD if name in fields}
             return
+        self._owed = {}
+        self.said_ready = self.said_ready or "READY" in fields
+
+    def _went_through(self, fields: Mapping[str, str]) -> bool:
         message = "\n".join(f"{name}={value}" for name, value in fields.items())
-        with (
-            suppress(OSError),
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock,
-        ):
-            sock.setblocking(False)
-            sock.sendto(message.encode(errors="backslashreplace"), self._address)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+                sock.setblocking(False)
+                sock.sendto(message.encode(errors="backslashreplace"), self._address)
+        except OSError:
+            return False
+        return True
 
     def send_reloaded(self, now: float) -> None:
         """A reload, which only begins something, is over at once; `now` by time.monotonic()."""

@@ -33,19 +33,19 @@ class Publisher:
         process: Process,
         path: Path,
         notifier: Notifier,
-        *looks: Callable[[], None],
+        look: Callable[[], None] = lambda: None,
     ) -> None:
-        """`looks` are called at each change and every LOOK seconds, to offer what they find."""
+        """`look` is called at each change and every LOOK seconds, to offer what it finds."""
         self._inbox = inbox
         self._process = process
         self._path = path
         self._notifier = notifier
-        self._looks = looks
+        self._look = look
         self._log = structlog.get_logger().bind(part="status")
         self._published: dict[str, Any] = {}
         self._line = ""
         self._told_ready = False
-        """READY was sent; once is all that systemd takes."""
+        """READY was sent; whether it goes through is the notifier's care."""
         self._ready = True
         """As the log has it."""
         self._failing = False
@@ -58,10 +58,13 @@ class Publisher:
         while not self._inbox.stopped:
             last = seen
             seen, levels = self._inbox.wait(seen, boottime() + LOOK)
-            for look in self._looks:
-                look()
+            self._look()
+            self._notifier.send_owed()
             if seen != last or self._is_outdated(levels):
-                self.publish(compose(levels, self._process))
+                status = compose(levels, self._process)
+                if self._inbox.stopped:  # the threads end now, which is no news
+                    return
+                self.publish(status)
             self._inbox.pause(REST if self._told_ready else REST_BEFORE_READY)
 
     def _is_outdated(self, levels: Levels) -> bool:

@@ -28,9 +28,13 @@ BURST, PER_SECOND = 10, 10.0
 """Of passes: firewalls that reload five times a second must not outrun the repair."""
 READ_BACK_SMALL, READ_BACK_LARGE, SMALL_STATE = 60.0, 600.0, 1000
 """Seconds between read-backs when nothing was heard, up to this many routes and above."""
+UNREAD_AGAIN = 1.0
+"""Seconds until the kernel is read again that could not be read."""
 TABLES: tuple[Table, ...] = get_args(Table)
 READ_AGAIN = ("links", "rules")
 """Tables whose writing does more than the ops say, or is done by a tool that has its own mind."""
+APART: tuple[Table, ...] = ("rules",)
+"""Tables that others change as well, perhaps all the time while we read; nothing else builds on them."""
 UNFIT = "put that right on this host, or store another network config; it is followed at once"
 TRIED_AGAIN = "remove the cause; it is tried again by itself"
 SHOWN = 5
@@ -133,7 +137,7 @@ class Reconciler:
             if isinstance(error, Unsupported) and not levels.report.subnet_file_written:
                 raise  # nothing depends on this process yet, and who set it up is there to see it
             memory.actual, memory.settled = None, False
-            memory.read_back_at = boottime() + 1.0
+            memory.read_back_at = boottime() + UNREAD_AGAIN
             self._inbox.counts.add("reconcile_failures", "all")
             self._fail(Problem("reconcile-failed", str(error), TRIED_AGAIN))
             return
@@ -208,15 +212,21 @@ class Reconciler:
         outcomes: list[Outcome] = []
         for _ in range(ROUNDS):
             if memory.actual is None:
-                memory.actual = self._executor.observe(target.scope)
+                memory.actual = self._executor.observe(target.scope, APART)
                 memory.read_back_at = boottime() + _read_back_after(memory.actual)
-            ops = plan(target.state, memory.actual)
+                if self._executor.unread:
+                    memory.read_back_at = boottime() + UNREAD_AGAIN
+            ops = self._plan(target.state, memory.actual)
             self._retry.keep_only(map(_retry_key, ops))
             due, held = self._divide(ops, target.state, memory.actual)
             if not due:
                 break
             outcomes += self._apply(due, held, target.state, memory.actual)
         return outcomes
+
+    def _plan(self, want: State, actual: State) -> list[Op]:
+        """What can be planned: about what could not be read nothing is known."""
+        return [op for op in plan(want, actual) if op.table not in self._executor.unread]
 
     def _divide(self, ops: Sequence[Op], want: State, actual: State) -> tuple[list[Op], list[Op]]:
         """What is to be tried now, and what must wait: for its time, or for a row that waits."""
@@ -280,9 +290,10 @@ class Reconciler:
         left = plan(target.state, memory.actual) if memory.actual is not None else list(failed)
         memory.settled = memory.settled or not left
         memory.failing = Counter(op.table for op in left)
-        known = dict(self._inbox.levels.report.failed)
+        known, unread = dict(self._inbox.levels.report.failed), self._executor.unread
         rows = tuple(
-            (text := describe(op), failed.get(op) or known.get(text, "not tried yet")) for op in left
+            (text := describe(op), failed.get(op) or unread.get(op.table) or known.get(text, "not tried yet"))
+            for op in left
         )
         news = [row for row in rows if known.get(row[0]) != row[1]]
         if news:
@@ -351,7 +362,7 @@ class Reconciler:
         if inputs is None:
             return []
         target = self._feasible(inputs, self._departed(inputs)).target
-        return [describe(op) for op in plan(target.state, self._executor.observe(target.scope))]
+        return [describe(op) for op in self._plan(target.state, self._executor.observe(target.scope, APART))]
 
 
 def _since(last: Report) -> float:

@@ -29,6 +29,7 @@ from flanneld_py.daemon.failedstart import FIX, failure_told
 from flanneld_py.daemon.fdstore import FdStore
 from flanneld_py.daemon.filterwatch import FilterWatch
 from flanneld_py.daemon.firstchoice import Before
+from flanneld_py.daemon.forwarding import ForwardingWatch
 from flanneld_py.daemon.heartbeats import Heartbeats
 from flanneld_py.daemon.hostwatch import HostWatch, Wanted, follow
 from flanneld_py.daemon.identity import Identity, identity_of
@@ -40,7 +41,7 @@ from flanneld_py.daemon.lock import Locks
 from flanneld_py.daemon.notify import Notifier, Watchdog
 from flanneld_py.daemon.oldfiles import read_regular
 from flanneld_py.daemon.options import Options
-from flanneld_py.daemon.overlap import OverlapWatch
+from flanneld_py.daemon.overlap import OverlapWatch, find_overlap
 from flanneld_py.daemon.peermemory import PeerMemory
 from flanneld_py.daemon.publisher import Publisher
 from flanneld_py.daemon.reconciler import Reconciler
@@ -89,7 +90,8 @@ class LastTime:
     networks: tuple[IPNetwork, ...]
     saved: SavedState
     mac_seed: str = ""
-    subnet_file: bool = False
+    subnets: tuple[IPNetwork, ...] = ()
+    """In the old subnet.env."""
 
 
 def last_time(options: Options) -> LastTime:
@@ -102,7 +104,7 @@ def last_time(options: Options) -> LastTime:
         run=LastRun.of(saved, old.subnets),
         networks=tuple(dict.fromkeys((*saved.networks, *old.networks.values()))),
         saved=saved,
-        subnet_file=bool(old.subnets.values()),
+        subnets=old.subnets.values(),
         mac_seed=saved.mac_seed,
     )
 
@@ -133,7 +135,7 @@ def wanted_of(options: Options, last: LastTime, identity: Identity) -> Wanted:
         public_ip=options.public_ip,
         public_ipv6=options.public_ipv6,
         endpoints=options.etcd.endpoints,
-        before=Before(last.subnet_file, last.run.mac),
+        before=Before(bool(last.subnets), last.run.mac),
     )
 
 
@@ -212,18 +214,18 @@ class Daemon:
             )
         self._filterwatch = FilterWatch(self._inbox, names, settings.wish)
         tuns = Tuns()
+        self._rules = PacketRules(names, settings.tools, self._filterwatch.places)
         tables, links, blackholes = RtnetlinkTables(prefix), KernelLinks(prefix, tuns), Blackholes(prefix)
         tunnel = self._make_tunnel(options, tuns)
-        filters = PacketRules(names, settings.tools)
         self._monitor = Monitor(ignore_ports={*tables.port_ids, *links.port_ids, *blackholes.port_ids})
         self._reconciler = Reconciler(
-            Executor((links, tunnel, tables, blackholes, Offloads(), filters, HostFiles())),
+            Executor((links, tunnel, tables, blackholes, Offloads(), self._rules, HostFiles())),
             settings,
             self._inbox,
             self._follow,
         )
         wanted = wanted_of(options, last, identity)
-        self._configwatch = ConfigWatch(prefix, self._inbox, self._registry.put_line)
+        self._configwatch = ConfigWatch(prefix, self._inbox, self._registry.config_lines)
         self._registrywatch = RegistryWatch(self._registry, self._configwatch, self._inbox)
         self._hostwatch = HostWatch(self._monitor, wanted, self._inbox, self._registrywatch.reconnect)
         self._set_alarms()
@@ -232,22 +234,30 @@ class Daemon:
         self._process = Process(
             os.getpid(), prefix, identity.node_id, self._hanging, lambda: self._dataplane.counters
         )
-        subnet_file = SubnetFileWatch(options.subnet_file, self._inbox)
-        self._servers = http_servers(options, self._inbox, self._process, subnet_file.look)
+        self._looks = (
+            SubnetFileWatch(options.subnet_file, self._inbox).look,
+            OverlapWatch(self._inbox, last.networks).look,
+            ForwardingWatch(self._inbox).look,
+        )
+        self._inbox.offer(inherited=last.subnets)
+        self._servers = http_servers(options, self._inbox, self._process, self._look)
         self._hostwatch.begin()
         identity.changed = self._monitor.interrupt
         saved = replace(last.saved, node_id=last.saved.node_id or identity.node_id)
-        self._leasefile = LeaseFile(
-            options.state_file, saved, last.networks, lambda: self._inbox.levels.report.in_sync
-        )
+        self._leasefile = LeaseFile(options.state_file, saved, last.networks, lambda: self._is_clean(last))
         self._leasekeeper = self._make_leasekeeper(options, identity, last)
         self._peermemory = PeerMemory(self._inbox, prefix, options.peers_file)
-        self._publisher = self._make_publisher(options, subnet_file)
+        self._publisher = self._make_publisher(options)
         self._control = self._make_control(options)
         self._failed = False
         self.ended_by: FlanneldError | None = None
         """Why it ended by itself, though it is no defect of ours."""
         self._asked_to_stop = threading.Event()
+
+    def _is_clean(self, last: LastTime) -> bool:
+        """Whether nothing is left of earlier Networks, neither rows of ours nor a bridge."""
+        levels = self._inbox.levels
+        return levels.report.in_sync and find_overlap(levels, last.networks) is None
 
     def _set_alarms(self) -> None:
         """For the threads that wait on something else than the inbox."""
@@ -257,10 +267,14 @@ class Daemon:
             self._inbox.alarm(level, self._filterwatch.interrupt)
         self._inbox.alarm("host", self._configwatch.review)
 
-    def _make_publisher(self, options: Options, subnet_file: SubnetFileWatch) -> Publisher:
+    def _make_publisher(self, options: Options) -> Publisher:
         status_file = Path(status_path(str(options.subnet_file)))
-        looks = subnet_file.look, OverlapWatch(self._inbox).look
-        return Publisher(self._inbox, self._process, status_file, self._notifier, *looks)
+        return Publisher(self._inbox, self._process, status_file, self._notifier, self._look)
+
+    def _look(self) -> None:
+        """At what no event tells of."""
+        for look in self._looks:
+            look()
 
     def _make_tunnel(self, options: Options, tuns: Tuns) -> Tunnel:
         """It forwards at once where an earlier process left something to forward with."""
@@ -394,6 +408,7 @@ class Daemon:
             self._thread("registry-close", self._registry.close).start()
         self._monitor.interrupt()
         self._filterwatch.interrupt()
+        self._rules.interrupt()
         self._control.stop()
         for server in self._servers.values():
             server.stop()

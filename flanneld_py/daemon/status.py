@@ -75,6 +75,7 @@ def compose(
         "options": options_of(network.backend) if network else {},
         "networks": [str(net) for net in network.config.networks] if network else [],
         "subnets": [str(net) for net in record.subnets.values()] if record else [],
+        "inherited": [] if report.subnet_file_written else [str(net) for net in levels.inherited],
         "mtu": report.mtu,
         "offloads": {dev: "on" if on else "off" for dev, on in report.offloads.items()},
         "rules_by": report.rules_by,
@@ -98,16 +99,6 @@ def compose(
     }
 
 
-def _external(external: External) -> dict[str, Any]:
-    return {
-        "name": external.name,
-        "mtu": external.mtu,
-        "addresses": [str(ip) for ip in external.addresses.values()],
-        "public": [str(ip) for ip in external.public.values()],
-        "how": external.how,
-    }
-
-
 def _lease(lease: LeaseState) -> dict[str, Any]:
     record = lease.own.record if lease.own else None
     return {
@@ -116,6 +107,16 @@ def _lease(lease: LeaseState) -> dict[str, Any]:
         "ttl": lease.own.ttl if lease.own else None,
         "etcd_lease": f"{record.etcd_lease:x}" if record else None,
         "reason": lease.problem.reason if lease.problem else None,
+    }
+
+
+def _external(external: External) -> dict[str, Any]:
+    return {
+        "name": external.name,
+        "mtu": external.mtu,
+        "addresses": [str(ip) for ip in external.addresses.values()],
+        "public": [str(ip) for ip in external.public.values()],
+        "how": external.how,
     }
 
 
@@ -161,9 +162,9 @@ def find_problems(levels: Levels) -> Iterator[Problem]:
     registry = levels.registry
     if registry.state in ("unreachable", "refused"):
         fix = (
-            "start etcd, or correct --etcd-endpoints; what is set up keeps working"
+            "start etcd, or correct --etcd-endpoints (FLANNELD_ETCD_ENDPOINTS); what is set up keeps working"
             if registry.state == "unreachable"
-            else "correct the credentials or certificates given by the --etcd-* flags"
+            else "correct the credentials or certificates given by --etcd-* (FLANNELD_ETCD_*)"
         )
         yield Problem(f"registry-{registry.state}", registry.error or "no answer", fix, registry.since)
     for problem in (
@@ -171,6 +172,7 @@ def find_problems(levels: Levels) -> Iterator[Problem]:
         levels.config_problem,
         levels.host_problem,
         levels.subnet_file_problem,
+        levels.forwarding_problem,
         levels.checksum_problem,
         levels.filter_problem,
         levels.data_plane_problem,

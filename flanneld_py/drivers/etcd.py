@@ -116,6 +116,10 @@ class EtcdRegistry:
         """The line for a shell that stores a value under a whole key, for advice."""
         return self._settings.put_line(self.endpoint, key, value)
 
+    def config_lines(self, key: str, value: str) -> str:
+        """The same for the network config, and behind it the line for flannelctl."""
+        return f"{self.put_line(key, value)}  # or: {self._settings.config_set_line(value)}"
+
     def list(self, *, first: bool = False) -> Listing:
         """All keys at one revision; one request for up to PAGE_KEYS of them.
 

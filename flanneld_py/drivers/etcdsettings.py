@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 from flanneld_py.errors import UsageError
 
+DEFAULT_ENDPOINTS = ("http://127.0.0.1:4001", "http://127.0.0.1:2379")
+DEFAULT_PREFIX = "/coreos.com/network"
 SYSTEM_BUNDLES = (
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
@@ -76,6 +78,23 @@ class EtcdSettings:
             options |= {"cacert": self.ca_file, "cert": self.cert_file, "key": self.key_file}
         given = [f"--{name}={text}" for name, text in options.items() if text]
         return f"ETCDCTL_API=3 {shlex.join(['etcdctl', *given, 'put', key, value])}"
+
+    def config_set_line(self, value: str) -> str:
+        """The line that stores a network config by flannelctl, with what is not as by default.
+
+        Without them it would go to whatever the shell's or the host's own settings name.
+        """
+        options = {
+            "endpoints": ",".join(self.endpoints) if self.endpoints != DEFAULT_ENDPOINTS else "",
+            "prefix": self.prefix if self.prefix != DEFAULT_PREFIX else "",
+            "cafile": self.ca_file,
+            "certfile": self.cert_file,
+            "keyfile": self.key_file,
+            "username": self.username,
+            "password-file": self.password_file,
+        }
+        given = [f"--etcd-{name}={text}" for name, text in options.items() if text]
+        return shlex.join(["flannelctl", *given, "config", "set", value])
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,7 +166,9 @@ class NetlinkSocket:
     def close(self) -> None:
         self._socket.close()
 
-    def dump(self, what: str, kind: int, body: bytes, absent: Collection[int] = ()) -> list[Row]:
+    def dump(
+        self, what: str, kind: int, body: bytes, absent: Collection[int] = (), *, torn: bool = False
+    ) -> list[Row]:
         """The answers to a dump request (RTM_GET…).
 
         A dump during which the table changed may miss rows, so it is repeated.
@@ -176,6 +178,7 @@ class NetlinkSocket:
             kind: the request's type.
             body: its fixed body and attributes; the kernel filters by them.
             absent: errors (errno.h) that mean that there is no such table, hence no rows.
+            torn: not repeated; the caller knows better what has changed.
 
         Raises:
             KernelError: the kernel said no or nothing, or nothing consistent.
@@ -192,7 +195,7 @@ class NetlinkSocket:
                 if refused.code in absent:
                     return []
                 raise KernelError(f"cannot read {what} from the kernel: {refused.reason}")
-            if not interrupted:
+            if torn or not interrupted:
                 return rows
         raise KernelError(f"cannot read {what} from the kernel: they kept changing while being read")
 

@@ -32,6 +32,7 @@ class _Pending:
     overflow: bool = False
     tables: set[tuple[str, str]] = field(default_factory=set)
     commands: set[str] = field(default_factory=set)
+    generation: int = 0
 
 
 class NfMonitor(Subscription[Touched]):
@@ -48,6 +49,8 @@ class NfMonitor(Subscription[Touched]):
         with suppress(ProtocolMissing):
             sock = open_socket(nf.NETLINK_NETFILTER)
         super().__init__(sock, (nf.NFNLGRP_NFTABLES,))
+        self.generation: int = 0
+        """Of the last transaction heard of, whatever it touched; 0: of none yet."""
 
     def _drain(self) -> Touched | None:
         pending = _Pending()
@@ -56,6 +59,7 @@ class NfMonitor(Subscription[Touched]):
                 pending.overflow = True
             else:
                 _hear(pending, datagram)
+        self.generation = pending.generation or self.generation
         if not pending.tables and not pending.overflow:
             return None
         return Touched(frozenset(pending.tables), pending.overflow, frozenset(pending.commands))
@@ -69,5 +73,6 @@ def _hear(pending: _Pending, datagram: bytes) -> None:
         found = attributes(datagram, start + nf.NFGENMSG.size, end)
         if kind == nf.NEWGEN:
             pending.commands.add(nf.name(found, nf.GEN_PROC_NAME))
+            pending.generation = nf.number(found, nf.GEN_ID)
         elif (family := nf.FAMILY_NAMES.get(datagram[start])) is not None:
             pending.tables.add((family, nf.name(found, nf.OBJECT_TABLE)))

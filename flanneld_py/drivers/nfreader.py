@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,8 +26,13 @@ from flanneld_py.packetfilter import Chain, ChainKey, Rule, Verdict
 WHAT = "the packet-filter rules"
 NO_NF_TABLES = (errno.EINVAL, errno.EOPNOTSUPP)
 """What nfnetlink answers where the kernel has no nf_tables."""
-Known: TypeAlias = Mapping[tuple[nf.Family, tuple[bytes, ...]], Meaning]
-"""What expressions mean in the tables of a family."""
+TableName: TypeAlias = tuple[nf.Family, str]
+Known: TypeAlias = Mapping[tuple[bytes, ...], Meaning]
+"""What expressions mean in a chain."""
+ROWS_BETWEEN = 200
+"""Rules after which who reads may look at something else."""
+UNTOLD = nf.SET_CONCAT | nf.SET_TIMEOUT | nf.SET_DYNAMIC
+"""Of sets that are not taken apart: keys of several registers, and elements that go while nobody is told."""
 MOST_ELEMENTS = 2000
 """A set with more (a blocklist) is not taken apart, nor read again: 150,000 intervals take a second."""
 
@@ -44,7 +49,7 @@ class SetShape(NamedTuple):
 class _Memory:
     """What a reading leaves for the next one."""
 
-    meanings: Known = field(default_factory=dict)
+    meanings: dict[ChainKey, Known] = field(default_factory=dict)
     """Of the rules that were there: they need not be decoded again."""
     large: set[tuple[nf.Family, str, str, int]] = field(default_factory=set)
     """Sets with too many elements: family, table, name, handle."""
@@ -65,7 +70,9 @@ class NfReader:
         KernelError: no netlink socket.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, between: Callable[[], None] = lambda: None) -> None:
+        """`between` is called again and again while thousands of rules are read."""
+        self._between = between
         self._socket: NetlinkSocket | None = None
         self._memory = _Memory()
         with suppress(ProtocolMissing):
@@ -108,38 +115,113 @@ class NfReader:
             before = self.generation()
             if self._socket is None or before == 0:
                 return {}
-            found = _Dump(self._socket, tables, self._memory).chains()
+            found = _Dump(self._socket, tables, self._memory, self._between).chains()
             if self.generation() == before:
                 return found
-        raise KernelError(f"cannot read {WHAT} from the kernel: they kept changing while being read")
+        raise kept_changing()
+
+    def tables(self) -> frozenset[TableName]:
+        """The tables there are.
+
+        Raises:
+            KernelError: as for `chains`.
+        """
+        if self._socket is None or self.generation() == 0:
+            return frozenset()
+        return frozenset(_Dump(self._socket, None, self._memory, self._between).tables())
+
+    def table(self, table: TableName) -> dict[ChainKey, Chain]:
+        """The chains of one table, as they were if nobody has touched it since; the caller must know that.
+
+        Raises:
+            KernelError: as for `chains`.
+        """
+        if self._socket is None:
+            return {}
+        return _Dump(self._socket, (table,), self._memory, self._between, torn=True).chains()
+
+    def some(self, keys: Collection[ChainKey]) -> dict[ChainKey, Chain]:
+        """Those of these chains that are there: quickly, however many others there are.
+
+        Each stands as it was at one moment, and all of them at the same one, unless somebody changes rules
+        all the time.
+
+        Raises:
+            KernelError: as for `chains`.
+        """
+        found: dict[ChainKey, Chain] = {}
+        for _ in range(DUMP_ATTEMPTS):
+            before = self.generation()
+            if self._socket is None or before == 0:
+                return {}
+            tables = tuple({(key.family, key.table) for key in keys})
+            found = _Dump(self._socket, tables, self._memory, self._between).some(keys)
+            if self.generation() == before:
+                break
+        return found
+
+
+def kept_changing() -> KernelError:
+    return KernelError(f"cannot read {WHAT} from the kernel: they kept changing while being read")
 
 
 class _Dump:
     """One reading of everything asked for."""
 
     def __init__(
-        self, socket: NetlinkSocket, tables: Collection[tuple[str, str]] | None, memory: _Memory
+        self,
+        socket: NetlinkSocket,
+        tables: Collection[tuple[str, str]] | None,
+        memory: _Memory,
+        between: Callable[[], None],
+        *,
+        torn: bool = False,
     ) -> None:
+        """`torn`: whether rules and sets may be listed although something changed meanwhile."""
         self._socket = socket
         self._tables = tables
         self._memory = memory
+        self._between = between
+        self._torn = torn
         self._shapes: dict[tuple[nf.Family, str], dict[str, SetShape]] = {}
         self._elements: dict[tuple[nf.Family, str, str], Elements | None] = {}
 
     def chains(self) -> dict[ChainKey, Chain]:
-        dormant = {
-            (family, nf.name(found, nf.TABLE_NAME))
-            for family, found in self._rows(nf.GETTABLE, self._families())
-            if nf.number(found, nf.TABLE_FLAGS) & nf.TABLE_DORMANT
-        }
+        awake = self.tables()
         rules = self._rules()
         chains: dict[ChainKey, Chain] = {}
         for family, found in self._rows(nf.GETCHAIN, self._families()):
             table = nf.name(found, nf.OBJECT_TABLE)
             if self._wanted(family, table):
                 key = ChainKey("nft", family, table, nf.name(found, nf.CHAIN_NAME))
-                chains[key] = _chain(found, rules.get(key, ()), hooked=(family, table) not in dormant)
+                chains[key] = _chain(found, rules.get(key, ()), hooked=awake.get((family, table), True))
         return chains
+
+    def tables(self) -> dict[TableName, bool]:
+        """Table → whether it is awake, and not dormant."""
+        return {
+            (family, nf.name(found, nf.TABLE_NAME)): not nf.number(found, nf.TABLE_FLAGS) & nf.TABLE_DORMANT
+            for family, found in self._rows(nf.GETTABLE, self._families())
+        }
+
+    def some(self, keys: Collection[ChainKey]) -> dict[ChainKey, Chain]:
+        chains: dict[ChainKey, Chain] = {}
+        for (family, table), awake in self.tables().items():
+            for key in keys:
+                if key[:3] == ("nft", family, table) and (found := self._one(family, key, awake=awake)):
+                    chains[key] = found
+        return chains
+
+    def _one(self, family: nf.Family, key: ChainKey, *, awake: bool) -> Chain | None:
+        """None: there is no such chain."""
+        number, table = nf.FAMILIES[family], (nf.OBJECT_TABLE, key.table)
+        answer = self._socket.ask(nf.GETCHAIN, nf.body(number, table, (nf.CHAIN_NAME, key.chain)))
+        if isinstance(answer, Failure):
+            if answer.code == errno.ENOENT:
+                return None
+            raise KernelError(f"cannot read {WHAT} from the kernel: {answer.reason}")
+        rules = self._rules([nf.body(number, table, (nf.RULE_CHAIN, key.chain))])
+        return _chain(_attributes(answer), rules.get(key, ()), hooked=awake)
 
     def _wanted(self, family: str, table: str) -> bool:
         return self._tables is None or (family, table) in self._tables
@@ -153,38 +235,47 @@ class _Dump:
 
     def _rows(self, kind: int, requests: Iterable[bytes]) -> Iterator[tuple[nf.Family, Mapping[int, bytes]]]:
         for request in requests:
-            for row in self._socket.dump(WHAT, kind, request, absent=(errno.ENOENT,)):
+            torn = self._torn and kind not in (nf.GETTABLE, nf.GETCHAIN)  # those are not listed by table
+            for row in self._socket.dump(WHAT, kind, request, absent=(errno.ENOENT,), torn=torn):
                 family = nf.FAMILY_NAMES.get(row[0][row[1]])
                 if family is not None:
                     yield family, _attributes(row)
 
-    def _rules(self) -> dict[ChainKey, list[Rule]]:
-        requests = [nf.body()]
-        if self._tables is not None:
-            requests = [
-                nf.body(number, (nf.OBJECT_TABLE, table))
-                for family, table in self._tables
-                if (number := nf.FAMILIES.get(family)) is not None  # type: ignore[call-overload]
-            ]
+    def _rules(self, requests: Sequence[bytes] = ()) -> dict[ChainKey, list[Rule]]:
+        """`requests`: for all rules of the tables asked for, unless given."""
         rules: dict[ChainKey, list[Rule]] = {}
-        meanings: dict[tuple[nf.Family, tuple[bytes, ...]], Meaning] = {}
-        for family, found in self._rows(nf.GETRULE, requests):
+        meanings: dict[ChainKey, dict[tuple[bytes, ...], Meaning]] = {}
+        for count, (family, found) in enumerate(self._rows(nf.GETRULE, requests or self._rule_requests())):
+            if count % ROWS_BETWEEN == ROWS_BETWEEN - 1:
+                self._between()
             table = nf.name(found, nf.OBJECT_TABLE)
             key = ChainKey("nft", family, table, nf.name(found, nf.RULE_CHAIN))
             asked, packets = split_counters(found.get(nf.RULE_EXPRESSIONS, b""))
-            meaning = self._memory.meanings.get((family, asked))
+            meaning = self._memory.meanings.get(key, {}).get(asked)
             if meaning is None:
                 meaning = decode_expressions(family, asked, partial(self._elements_of, family, table))
             if meaning.lasting:
-                meanings[family, asked] = meaning
+                meanings.setdefault(key, {})[asked] = meaning
             comment = meaning.comment or nf.comment_of(found.get(nf.RULE_USERDATA, b""))
             handle = nf.number(found, nf.RULE_HANDLE)
             rules.setdefault(key, []).extend(
                 Rule(matches, verdict, comment, handle, packets, meaning.sets)
                 for matches, verdict in meaning.ways
             )
-        self._memory.meanings = meanings
+        if not requests:
+            kept = self._memory.meanings.items() if self._tables is not None else ()
+            self._memory.meanings = {key: known for key, known in kept if not self._wanted(*key[1:3])}
+        self._memory.meanings.update(meanings)
         return rules
+
+    def _rule_requests(self) -> list[bytes]:
+        if self._tables is None:
+            return [nf.body()]
+        return [
+            nf.body(number, (nf.OBJECT_TABLE, table))
+            for family, table in self._tables
+            if (number := nf.FAMILIES.get(family)) is not None  # type: ignore[call-overload]
+        ]
 
     # --- sets -------------------------------------------------------------------------------------
 
@@ -196,7 +287,7 @@ class _Dump:
 
     def _read_elements(self, family: nf.Family, table: str, name: str) -> Elements | None:
         shape = self._sets(family, table).get(name)
-        if shape is None or shape.flags & nf.SET_CONCAT:
+        if shape is None or shape.flags & UNTOLD:
             return None
         known = (family, table, name, shape.handle)
         if known in self._memory.large:

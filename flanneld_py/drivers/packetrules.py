@@ -1,16 +1,18 @@
-"""Packet-filter rules: read in-process, written by their tools in one transaction for each table."""
+"""Packet-filter rules as a table: read in-process, compared, and written by `rulewriter`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
+from collections.abc import Callable, Sequence
+from contextlib import closing
 
-from flanneld_py.core.rules import BUILTIN, Names, others, own_rows
-from flanneld_py.core.ruletext import Edit, iptables_script, nft_script
-from flanneld_py.drivers import nfdelete
-from flanneld_py.drivers.filtertools import LOCK_WAIT, Tools, run_script
-from flanneld_py.drivers.nfreader import NfReader
+from flanneld_py.core.rules import Names, others, own_rows, referrers, tell_referrers
+from flanneld_py.core.ruletext import Edit
+from flanneld_py.drivers.filtertools import Tools, find_tools
+from flanneld_py.drivers.nfreader import WHAT, NfReader
+from flanneld_py.drivers.nfruleset import NfRuleset
+from flanneld_py.drivers.rulewriter import RuleWriter
 from flanneld_py.drivers.xtables import LegacyTables
+from flanneld_py.errors import KernelError
 from flanneld_py.model import IPNetwork, Op, Outcome, Scope, State, Table
 from flanneld_py.packetfilter import Chain, ChainKey, Chains
 
@@ -20,59 +22,76 @@ class PacketRules:
 
     tables: tuple[Table, ...] = ("rules",)
 
-    def __init__(self, names: Names, tools: Tools) -> None:
+    def __init__(
+        self,
+        names: Names,
+        tools: Tools,
+        places: Callable[[], frozenset[ChainKey] | None] | None = None,
+        find: Callable[[], Tools] = find_tools,
+    ) -> None:
+        """`places`: all chains in which something of ours may be, as far as that is known.
+
+        Who follows all rules anyway knows them, so here only those need to be read; without, all are.
+        `find` looks for tools again.
+        """
         self._names = names
-        self._tools = tools
+        self._writer = RuleWriter(names, tools, find)
         self._nft = NfReader()
         self._legacy = LegacyTables()
-        self._tables: set[tuple[str, str]] | None = None
-        """nf_tables' that may hold something of ours; None: not known yet, so all are read."""
-        self._last: tuple[int, bytes] | None = None
+        self._places = places
+        self._written: set[ChainKey] = set()
+        self._last: object = None
         self._chains: Chains = {}
         self._own: dict[ChainKey, Chain] = {}
         self._others: dict[ChainKey, tuple[IPNetwork, ...]] = {}
+
+    def interrupt(self) -> None:
+        """For another thread: end a tool that runs, and start no more."""
+        self._writer.interrupt()
 
     def close(self) -> None:
         self._nft.close()
         self._legacy.close()
 
     def observe(self, scope: Scope) -> State:
-        now = (self._nft.generation(), self._legacy.fingerprint())
-        if now != self._last:
-            self._chains = {**self._nft.chains(self._tables), **self._legacy.chains()}
+        places = self._places() if self._places else frozenset()
+        if places is None:
+            raise KernelError(f"{WHAT} could not be read yet")
+        if self._places:
+            keys = places | self._written
+            self._chains = {**self._nft.some(keys), **self._legacy.some(keys)}
+        elif (now := (self._nft.generation(), self._legacy.fingerprint())) != self._last:
+            with closing(NfRuleset()) as nft:
+                self._chains = {**nft.chains(), **self._legacy.chains()}
             self._last = now
         self._own = own_rows(self._chains, self._names, scope.networks)
-        self._note_tables(self._own)
         self._others = dict(others(self._chains, self._names, scope.networks))
         return State(rules=self._own)
 
-    def _note_tables(self, keys: Iterable[ChainKey]) -> None:
-        if self._tables is None:
-            self._tables = {
-                *zip(("ip", "ip6"), self._names.tables, strict=True),
-                *((family, table) for family in ("ip", "ip6") for table in BUILTIN),
-            }
-        self._tables |= {(key.family, key.table) for key in keys if key.where == "nft"}
-
     def apply(self, ops: Sequence[Op]) -> Sequence[Outcome]:
         self._last = None
-        self._note_tables(op.key for op in ops)
+        self._written |= {op.key for op in ops}
         errors: dict[ChainKey, str | None] = {}
         edits = []
         for op in ops:
             errors[op.key] = self._refusal(op.key)
             if errors[op.key] is None:
                 edits.append(self._edit(op))
-        for write, group in groupby(sorted(edits, key=self._way), key=self._way):
-            batch = list(group)
-            error = self._writers[write[0]](batch)
-            errors |= {edit.key: error for edit in batch}
+        errors |= self._writer.write(edits, self._chains)
         return [Outcome(op, errors[op.key]) for op in ops]
 
     def _edit(self, op: Op) -> Edit:
         key = op.key
         new = op.value if op.verb == "set" else Chain()
-        return Edit(key, new, self._own.get(key), self._names.own_chain(key), gone=op.verb == "del")
+        whole, gone = self._names.own_chain(key), op.verb == "del"
+        referred = gone and whole and bool(referrers(key, self._chains, self._names))
+        return Edit(key, new, self._own.get(key), whole, gone, referred)
+
+    def left_to_others(self) -> list[str]:
+        """For people: of our chains those that others lead to, which so cannot go, as of the last look."""
+        named = (key for key in self._chains if self._names.own_chain(key) and key not in self._others)
+        found = {key: referrers(key, self._chains, self._names) for key in named}
+        return [tell_referrers(key, rules) for key, rules in found.items() if rules]
 
     def _refusal(self, key: ChainKey) -> str | None:
         other = self._others.get(key)
@@ -85,56 +104,3 @@ class PacketRules:
             f"{key} is there and speaks of {nets}, so it belongs to another flannel; "
             "stop that, or start this one with another --etcd-prefix"
         )
-
-    # --- writing ----------------------------------------------------------------------------------
-
-    def _way(self, edit: Edit) -> tuple[str, str, str]:
-        """How an edit is written: those of equal ways go into one transaction."""
-        key = edit.key
-        if key.where == "legacy":
-            return "legacy", key.family, key.table
-        if edit.gone:
-            return "delete", "", ""
-        by_iptables = not self._names.is_own_table(key) and ("nft", key.family) in self._tools.restore
-        return ("iptables", key.family, key.table) if by_iptables else ("nft", "", "")
-
-    @property
-    def _writers(self) -> dict[str, Callable[[Sequence[Edit]], str | None]]:
-        return {
-            "legacy": self._restore,
-            "iptables": self._restore,
-            "nft": self._write_by_nft,
-            "delete": self._delete,
-        }
-
-    def _write_by_nft(self, edits: Sequence[Edit]) -> str | None:
-        if not self._tools.nft:
-            return "nft is not installed; install nftables, then restart the daemon"
-        return run_script([self._tools.nft, "-f", "-"], nft_script(edits))
-
-    def _restore(self, edits: Sequence[Edit]) -> str | None:
-        key = edits[0].key
-        tool = self._tools.restore.get((key.where, key.family))
-        if tool is None:
-            name = "iptables" if key.family == "ip" else "ip6tables"
-            return f"{name}-{key.where}-restore is not installed; install iptables, then restart the daemon"
-        return run_script([tool, "-w", str(LOCK_WAIT), "--noflush"], iptables_script(key.table, edits))
-
-    def _delete(self, edits: Sequence[Edit]) -> str | None:
-        keys = {edit.key for edit in edits}
-        tables = {key[:3]: key for key in keys if self._names.is_own_table(key)}
-        emptied = {
-            table: key
-            for table, key in tables.items()
-            if all(there in keys for there in self._chains if there[:3] == table)
-        }
-        requests = [nfdelete.delete_table(key) for key in emptied.values()]
-        left = [edit for edit in edits if edit.key[:3] not in emptied]
-        for edit in left:
-            if edit.whole:
-                requests.append(nfdelete.flush_chain(edit.key))
-            elif edit.old is not None:
-                requests += [nfdelete.delete_rule(edit.key, rule.handle) for rule in edit.old.rules]
-        requests += [nfdelete.delete_chain(edit.key) for edit in left if edit.whole]
-        refused = nfdelete.commit(requests)
-        return refused.reason if refused else None

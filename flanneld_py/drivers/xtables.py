@@ -11,7 +11,7 @@ import hashlib
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +57,10 @@ class LegacyTables:
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._sockets: dict[str, socket.socket] = {}
+        self._digests: dict[tuple[Family, str], tuple[bytes, bytes]] = {}
+        """Table → its entries as they were last, and a digest of them without their counters."""
+        self._decoded: dict[tuple[Family, str], tuple[bytes, dict[ChainKey, Chain]]] = {}
+        """Table → its entries as they were last, and the chains they make."""
 
     def close(self) -> None:
         while self._sockets:
@@ -73,10 +77,30 @@ class LegacyTables:
         Raises:
             KernelError: they could not be read; nothing may be concluded about them.
         """
+        decoded: dict[tuple[Family, str], tuple[bytes, dict[ChainKey, Chain]]] = {}
+        for family, table, info, entries in self._tables():
+            known, chains = self._decoded.get((family, table), (b"", {}))
+            if entries != known:
+                chains = decode_table(family, table, info, entries)
+            decoded[family, table] = entries, chains
+        self._decoded = decoded
+        return {key: chain for _, chains in decoded.values() for key, chain in chains.items()}
+
+    def some(self, keys: Iterable[ChainKey]) -> dict[ChainKey, Chain]:
+        """Those of these chains that are there: quickly, however many others there are.
+
+        Raises:
+            KernelError: as for `chains`.
+        """
+        names: dict[tuple[str, str], set[str]] = {}
+        for key in keys:
+            if key.where == "legacy":
+                names.setdefault((key.family, key.table), set()).add(key.chain)
         return {
             key: chain
             for family, table, info, entries in self._tables()
-            for key, chain in decode_table(family, table, info, entries).items()
+            if (family, table) in names
+            for key, chain in decode_table(family, table, info, entries, names[family, table]).items()
         }
 
     def fingerprint(self) -> bytes:
@@ -87,9 +111,17 @@ class LegacyTables:
         """
         digest = hashlib.blake2b(digest_size=16)
         for family, table, info, entries in self._tables():
-            digest.update(f"{family} {table} {info}".encode())
-            digest.update(without_counters(family, entries))
+            digest.update(f"{family} {table}".encode())
+            digest.update(self._digest(family, table, info, entries))
         return digest.digest()
+
+    def _digest(self, family: Family, table: str, info: TableInfo, entries: bytes) -> bytes:
+        last, digest = self._digests.get((family, table), (b"", b""))
+        if entries != last or not digest:
+            whole = repr(info).encode() + without_counters(family, entries)
+            digest = hashlib.blake2b(whole, digest_size=16).digest()
+            self._digests[family, table] = entries, digest
+        return digest
 
     def _tables(self) -> Iterator[tuple[Family, str, TableInfo, bytes]]:
         for kind in KINDS:

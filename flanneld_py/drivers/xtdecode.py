@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal, NamedTuple, TypeAlias
@@ -43,6 +43,8 @@ COUNTERS = struct.Struct("@QQ")
 NEXT_OFFSET = {"ip": 90, "ip6": 142}
 PART = struct.Struct("@H29sB")
 """struct xt_entry_match and xt_entry_target: size with what follows, name, revision."""
+NAME_SIZE = 30
+"""XT_FUNCTION_MAXNAMELEN: of a chain's name in an entry that stands for that."""
 VERDICT = struct.Struct("@i")
 """struct xt_standard_target."""
 
@@ -137,39 +139,55 @@ def without_counters(family: Family, entries: bytes) -> bytes:
     return bytes(blank)
 
 
-def decode_table(family: Family, table: str, info: TableInfo, entries: bytes) -> dict[ChainKey, Chain]:
-    """Chains of a table, the builtin ones first.
+def decode_table(
+    family: Family, table: str, info: TableInfo, entries: bytes, only: Collection[str] | None = None
+) -> dict[ChainKey, Chain]:
+    """Chains of a table, the builtin ones first; `only`: the names of those that matter.
 
     Raises:
         KernelError: the kernel's answer makes no sense.
     """
     try:
-        found = [_decode_entry(family, entries, *span) for span in _offsets(family, entries)]
         return {
             ChainKey("legacy", family, table, name): chain
-            for name, chain in _chains(family, table, info, found).items()
+            for name, chain in _chains(family, table, info, entries, only).items()
         }
     except struct.error as error:
         raise _nonsense(family, str(error)) from error
 
 
-def _chains(family: Family, table: str, info: TableInfo, entries: list[_Entry]) -> dict[str, Chain]:
+def _chains(
+    family: Family, table: str, info: TableInfo, entries: bytes, only: Collection[str] | None
+) -> dict[str, Chain]:
     builtin = {
         info.hook_entry[number]: number for number in range(len(HOOKS)) if info.valid_hooks & 1 << number
     }
-    # The last entry bears the name ERROR and stands for the end of the table.
-    users = {entry.following: _text(entry.payload) for entry in entries[:-1] if entry.target == "ERROR"}
+    spans = list(_offsets(family, entries))
+    names = {offset: name for offset, _ in spans if (name := _name_at(family, entries, offset)) is not None}
+    # Such an entry stands where a chain of the user's begins; the last one is the table's end.
+    users = {following: names[offset] for offset, following in spans[:-1] if offset in names}
     starts = users | {offset: HOOKS[number][0] for offset, number in builtin.items()}
     rules: dict[str, list[Rule]] = {HOOKS[number][0]: [] for number in builtin.values()}
     rules |= {name: [] for name in users.values()}
-    current: list[Rule] = []
-    for entry in entries:
-        if entry.offset in starts:
-            current = rules[starts[entry.offset]]
-        if entry.target != "ERROR":
-            current.append(_rule(family, entry, starts))
+    if only is not None:
+        rules = {name: found for name, found in rules.items() if name in only}
+    current: list[Rule] | None = None
+    for offset, following in spans:
+        if offset in starts:
+            current = rules.get(starts[offset])
+        if current is not None and offset not in names:
+            current.append(_rule(family, _decode_entry(family, entries, offset, following), starts))
     base = {HOOKS[number][0]: _base_chain(table, number) for number in builtin.values()}
     return {name: _closed(base.get(name, Chain()), found) for name, found in rules.items()}
+
+
+def _name_at(family: Family, entries: bytes, offset: int) -> str | None:
+    """Of an entry that stands for nothing but a chain's name."""
+    at = offset + NEXT_OFFSET[family] - 2
+    target = offset + int.from_bytes(entries[at : at + 2], sys.byteorder)
+    if not entries.startswith(b"ERROR\0", target + 2):
+        return None
+    return _text(entries[target + PART.size : target + PART.size + NAME_SIZE])
 
 
 def _base_chain(table: str, number: int) -> Chain:

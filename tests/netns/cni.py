@@ -13,7 +13,7 @@ from flanneld_py.lab.netns import Namespace
 from flanneld_py.lab.process import DIE_WITH_PARENT, environment
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from flanneld_py.lab import Host
 
@@ -80,10 +80,14 @@ class Runtime:
         return Container(self, name)
 
     def start(
-        self, verb: str, env: Mapping[str, str], conf: Mapping[str, Any] | None = None
+        self,
+        verb: str,
+        env: Mapping[str, str],
+        conf: Mapping[str, Any] | None = None,
+        plugin: Sequence[str] = (os.fspath(FLANNEL),),
     ) -> subprocess.Popen[str]:
         """Start the plugin in the host; its conf is in its stdin already."""
-        command = [*DIE_WITH_PARENT, *self.host.entered([os.fspath(FLANNEL)])]
+        command = [*DIE_WITH_PARENT, *self.host.entered(plugin)]
         child = subprocess.Popen(
             command,
             env=environment(self.host.workspace.directory)

@@ -165,11 +165,12 @@ class Namespace:
     def popen(self, *command: str) -> subprocess.Popen[str]:
         """A command that goes on, its input and output in pipes."""
         return subprocess.Popen(
-            [*DIE_WITH_US, "nsenter", f"--net={self.path}", *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            self.entered(*command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+
+    def entered(self, *command: str) -> list[str]:
+        """The command line that runs a command in here."""
+        return [*DIE_WITH_US, "nsenter", f"--net={self.path}", *command]
 
     def ip(self, *lines: str) -> None:
         """Carry out `ip …` for each line. Not by -batch: there iproute2 6.1 mixes up protocol names."""

@@ -172,6 +172,7 @@ class Machine:
         env = {"SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network", "SYSTEMD_NSPAWN_LOCK": "0"}  # /proc/sys/net
         enter = [*CONTROL_GROUPS, ENTER, "sh", self._group]
         self._process = host.spawn("machine", [*ALONE, *enter, *nspawn], env=env)
+        self._init = 0
 
     def boot(self) -> None:
         """Wait until it is up."""
@@ -186,19 +187,15 @@ class Machine:
     def _is_up(self) -> bool:
         if not self._process.running:
             raise LabError(f"{self._host.name} did not boot: {self._process.output().strip()}")
-        if not self._first_processes():
+        first = self._first_processes()
+        if len(first) != 1:
             return False
+        (self._init,) = first
         asked = self._ask(["systemctl", "is-system-running"])
         return asked.stdout.strip() in {"running", "degraded"}
 
-    @property
-    def _init(self) -> int:
-        """Process 1 of the machine, as the host numbers it."""
-        (pid,) = self._first_processes()
-        return pid
-
     def _first_processes(self) -> list[int]:
-        """One, but at the very beginning."""
+        """Process 1 of the machine, as the host numbers it; none or several only at the very beginning."""
         return [pid for pid in descendants(self._process.pid) if _is_first(pid)]
 
     def _ask(self, argv: Sequence[str], timeout: float = 30) -> subprocess.CompletedProcess[str]:

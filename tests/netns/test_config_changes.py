@@ -265,6 +265,23 @@ def test_the_bridge_of_an_earlier_subnet_is_named_and_a_config_of_its_network_is
     wait_status(host.daemon, "no bridge", lambda seen: "bridge-outdated" not in codes(seen))
 
 
+def test_the_bridge_of_an_earlier_network_is_named_also_after_a_restart(lab: Lab) -> None:
+    """Only bridges inside the Network in force were, so that status was well with containers cut off."""
+    (host,) = overlay(lab, "host-gw", "alpha")
+    (bridge,) = host.gateways()
+    change(lab, "host-gw", Network="10.7.0.0/16")
+    wait_problem(host.daemon, "config-pending")
+    assert "is in force" in apply(host)
+    part = f"cni0 has {bridge.ip}, of a Network that is not in force any more"
+    wait_problem(host.daemon, "bridge-outdated", part)
+    for _ in range(2):
+        assert host.daemon.terminate() == 0
+        host.start_daemon().wait_ready()
+        wait_problem(host.daemon, "bridge-outdated", part)
+    host.remove_pods()
+    wait_status(host.daemon, "no bridge", lambda seen: "bridge-outdated" not in codes(seen))
+
+
 def test_only_the_daemon_that_is_meant_is_told_to_apply(lab: Lab) -> None:
     (host,) = overlay(lab, "vxlan", "alpha")
     change(lab, Network="10.6.0.0/16")

@@ -16,6 +16,7 @@ import pytest
 from flanneld_py.lab import CommandFailed, wait_for
 from flanneld_py.lab.process import environment
 from tests.netns.host_state import add_foreign_objects, changes, host_state
+from tests.netns.nobody import as_nobody
 from tests.netns.oracle import own_key, subnet_of, wait_in_order
 from tests.netns.scenes import BACKENDS, NETWORK, config, overlay
 
@@ -299,12 +300,9 @@ def test_plan_of_a_waiting_daemon_is_not_empty_but_absent(lab: Lab) -> None:
 
 def test_whoever_may_not_ask_is_told_so_and_nothing_else(lab: Lab) -> None:
     (alpha,) = overlay(lab, "vxlan", "alpha")
-    for folder in (alpha.run_directory, *alpha.run_directory.parents[:2]):
-        folder.chmod(0o755)
-    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     flags = [f"--subnet-file={alpha.subnet_file}", f"--etcd-prefix={alpha.prefix}", "--env-file=/dev/null"]
     for command in (["plan"], ["config", "apply"]):
-        argv = [*nobody, sys.executable, "-m", "flanneld_py.cli.ctl.main", *flags, *command]
+        argv = as_nobody("flanneld_py.cli.ctl.main", *flags, *command)
         with pytest.raises(CommandFailed) as caught:
             alpha.run(argv)
         assert f"no daemon to ask: {alpha.control_socket}: permission denied; ask as root" in str(

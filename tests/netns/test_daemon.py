@@ -305,6 +305,7 @@ def test_sigterm_ends_it_soon_whatever_it_waits_for(lab: Lab, phase: Callable[[L
     ]
     (told,) = events(daemon, "stop")
     assert told["signal"] == "SIGTERM"
+    assert events(daemon, "not_ready") == []
 
 
 # --- logs -----------------------------------------------------------------------------------------

@@ -21,15 +21,8 @@ TTL = 15
 """Seconds; the registry is missed for a third of it, and then readiness falls."""
 LOOPBACK = "127.0.0.1"
 NAMES = [
-    "threads",
-    "config",
-    "lease",
-    "registry",
-    "kernel",
-    "interface",
-    "subnet-file",
-    "packet-filter",
-    "data-plane",
+    *("threads", "config", "lease", "registry", "kernel"),
+    *("interface", "subnet-file", "forwarding", "packet-filter", "data-plane"),
 ]
 
 
@@ -144,3 +137,15 @@ def test_the_lease_is_anothers(lab: Lab, ready: Host) -> None:
     wait_failing(ready, "lease", "conflict: ")
     lab.etcd.ctl("del", f"{lab.etcd.prefix}/subnets/{key}")
     wait_ready(ready)
+
+
+def test_forwarding_that_is_off_is_named_until_it_is_on_and_left_to_the_operator(ready: Host) -> None:
+    """Nothing saw it: status was in sync and ready with containers cut off."""
+    ready.run(["sysctl", "-qw", "net.ipv4.ip_forward=0"])
+    wait_failing(ready, "forwarding", "net.ipv4.ip_forward is 0")
+    (problem,) = ready.daemon.status()["problems"]
+    assert problem["code"] == "forwarding-off"
+    assert problem["fix"].startswith("sysctl -w net.ipv4.ip_forward=1, ")
+    assert ready.run(["cat", "/proc/sys/net/ipv4/ip_forward"]) == "0\n"
+    ready.run(["sysctl", "-qw", "net.ipv6.conf.all.forwarding=0", "net.ipv4.ip_forward=1"])
+    wait_ready(ready)  # this network has no IPv6

@@ -34,6 +34,28 @@ for connection in held[:30]:
 print("held", flush=True)
 time.sleep(60)
 """
+ENDLESS = """
+import socket, sys
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5) as connection:
+    connection.sendall(b"POST /healthz HTTP/1.0\\r\\nContent-Length: -1\\r\\n\\r\\n")
+    try:
+        for sent in range(1000):
+            connection.sendall(bytes(1 << 16))
+        print("all taken")
+    except OSError:
+        print("refused")
+"""
+DRIPPING = """
+import socket, sys, time
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5) as connection:
+    connection.sendall(b"GET /healthz HTTP/1.0\\r\\nX: ")
+    try:
+        while True:
+            connection.sendall(b"x")
+            time.sleep(0.5)
+    except OSError:
+        print("parted", flush=True)
+"""
 
 
 def ask(host: Host, path: str, method: str = "GET", body: str = "", address: str = "") -> tuple[int, str]:
@@ -128,6 +150,23 @@ def test_clients_that_say_nothing_are_in_nobodys_way(lab: Lab, alpha: Host) -> N
     assert len(list(Path(f"/proc/{daemon.pid}/task").iterdir())) < 60
     assert daemon.terminate() == 0
     holder.kill()
+
+
+def test_a_body_of_negative_length_is_not_read_to_its_end(lab: Lab, alpha: Host) -> None:
+    """It was: a client that never came to an end filled the memory."""
+    lab.etcd.put_config(config("vxlan"))
+    start(alpha).wait_ready()
+    assert alpha.run(["python3", "-c", ENDLESS, alpha.address, str(PORT)]) == "refused\n"
+
+
+def test_a_client_that_sends_a_byte_now_and_then_is_parted_with(lab: Lab, alpha: Host) -> None:
+    """Each byte gave it five seconds more, in which all that it had sent was kept."""
+    lab.etcd.put_config(config("vxlan"))
+    start(alpha).wait_ready()
+    log = alpha.directory / "dripping.log"
+    alpha.spawn("dripping", ["python3", "-c", DRIPPING, alpha.address, str(PORT)], output=log)
+    wait_for(lambda: "parted" in log.read_text(), 20, "the connection to be closed")
+    assert ask(alpha, "/healthz") == RUNNING
 
 
 def test_an_address_that_cannot_be_listened_on(alpha: Host) -> None:

@@ -253,8 +253,17 @@ def test_again_and_away(installed: Installed) -> None:
         r"flanneld-py is as you changed it; the new default is .* flanneld-py\.dist", installed.said[-2]
     )
 
+    drop_in = installed.root / "etc/systemd/system/docker.service.d/flannel.conf"
+    drop_in.parent.mkdir(parents=True)
+    drop_in.touch()
     installed.make("uninstall")
 
+    # Copied by hand, and without our programs Docker would not start.
+    assert (
+        installed.said[-1]
+        == f"==> made by hand, and yours to remove (docs/installation.md, Removal): {drop_in}"
+    )
+    shutil.rmtree(installed.root / "etc/systemd")
     assert installed.files() == {SETTINGS: 0o640, GO_PLUGIN: 0o644}
     assert (installed.root / GO_PLUGIN).read_text() == "Go's\n"
     left = {str(path.relative_to(installed.root)) for path in installed.root.rglob("*") if path.is_dir()}

@@ -143,7 +143,9 @@ def test_a_registry_of_an_earlier_time_does_not_take_the_host_back_to_its_subnet
     assert set(lab.etcd.leases()) == {now.key, own_key(beta)}
     for host in (alpha, beta):
         wait_in_order(host, "vxlan")
-    assert pings.stop().lost == ()
+    # Lost may be what was sent while etcd said that this host has another subnet.
+    wait_answers(pings)
+    pings.stop()
 
 
 def test_a_config_that_demands_another_lease_is_not_applied_while_etcd_is_away(lab: Lab) -> None:

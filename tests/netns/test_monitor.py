@@ -15,7 +15,6 @@ from flanneld_py.drivers.monitor import Heard, Monitor
 from flanneld_py.drivers.rtnetlink import RtnetlinkTables
 from flanneld_py.lab import wait_for
 from flanneld_py.model import IPAddress, NextHop, Op, Route, Scope, State, VxlanLink
-from tests.netns import inside
 from tests.netns.inside import Namespace, Watched
 
 if TYPE_CHECKING:
@@ -318,24 +317,6 @@ def test_an_overflow_is_told_and_got_over(net: Namespace, agent: Agent) -> None:
     assert heard is not None
     assert "u0" in heard.links
     assert not heard.overflow
-
-
-@pytest.mark.parametrize("action", ["interrupt", "close"])
-def test_a_wait_can_be_ended_from_another_thread(agent: Agent, monitor: Monitor, action: str) -> None:
-    heard, seconds = agent.call(inside.after, 0.05, monitor, action)
-    assert heard is None
-    assert seconds < SOON
-
-
-def test_an_interrupt_is_not_lost_and_a_closed_monitor_stays_quiet(monitor: Monitor) -> None:
-    monitor.interrupt()
-    monitor.interrupt()
-    assert monitor.wait(60) is None
-    assert monitor.wait(0.01) is None
-    monitor.close()
-    monitor.close()
-    monitor.interrupt()
-    assert monitor.wait(60) is None
 
 
 # --- the thread that listens ----------------------------------------------------------------------

@@ -109,6 +109,23 @@ def test_etcd_is_frozen_when_the_daemon_starts(lab: Lab) -> None:
     wait_in_order(alpha, "vxlan")
 
 
+def test_a_restart_while_etcd_is_away_does_not_deny_what_stands(lab: Lab) -> None:
+    lab.etcd.put_config(config("vxlan"))
+    alpha = lab.add_host("alpha")
+    alpha.start_daemon().wait_ready()
+    subnet = alpha.subnet_env()["FLANNEL_SUBNET"].replace(".1/", ".0/")
+    assert alpha.daemon.terminate() == 0
+    lab.etcd.stop()
+    daemon = alpha.start_daemon()
+    status = wait_status(daemon, "the reason", lambda s: codes(s) == ["registry-unreachable"], TOLD_WITHIN)
+    assert status["inherited"] == [subnet]
+    assert status["checks"]["kernel"]["reason"].startswith("not looked at yet")
+    assert status["checks"]["subnet-file"]["reason"] == "not written yet; that of the last run stands"
+    lab.etcd.start()
+    daemon.wait_ready()
+    assert wait_status(daemon, "the lease", lambda s: s["ready"])["inherited"] == []
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_etcd_comes_back_empty(lab: Lab, backend: str) -> None:
     hosts = overlay(lab, backend, "alpha", "beta", "gamma")

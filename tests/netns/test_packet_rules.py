@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_network
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, get_args
@@ -161,6 +163,7 @@ def test_what_iptables_shows_are_flannels_rules(net: Namespace, rules: PacketRul
         ]
 
 
+LED = "-m comment --comment flanneld\\ forward -j FLANNEL-FWD"
 DRIFT = {
     "flushed": {
         "nft": ["nft flush ruleset"],
@@ -178,8 +181,8 @@ DRIFT = {
         "iptables-legacy": ["iptables-legacy -I FLANNEL-FWD -j DROP"],
     },
     "led there twice": {
-        "iptables-nft": ["iptables-nft -A FORWARD -j FLANNEL-FWD"],
-        "iptables-legacy": ["iptables-legacy -A FORWARD -j FLANNEL-FWD"],
+        "iptables-nft": [f"iptables-nft -A FORWARD {LED}"],
+        "iptables-legacy": [f"iptables-legacy -A FORWARD {LED}"],
     },
     "led there no more": {
         "iptables-nft": ["iptables-nft -D FORWARD 1"],
@@ -204,7 +207,7 @@ def test_what_others_change_is_put_right(net: Namespace, rules: PacketRules, dri
     settle(rules, wanted(tool))
     before = saved(net)
     for command in DRIFT[drift][tool]:
-        net.run(*command.split())
+        net.run(*shlex.split(command))
     assert saved(net) != before
     assert rules.observe(SCOPE) != wanted(tool)
     settle(rules, wanted(tool))
@@ -324,11 +327,11 @@ def test_a_missing_tool_is_named(net: Namespace, agent: Agent) -> None:
         ("nft", replace(found, nft=""), "nft is not installed; install nftables"),
         ("iptables-legacy", Tools(nft=found.nft), "iptables-legacy-restore is not installed"),
     ):
-        driver = agent.make(PacketRules, NAMES, tools)
+        driver = agent.make(PacketRules, NAMES, tools, None, partial(replace, tools))
         assert missing in apply(driver, wanted(tool, dual=False))[0]  # type: ignore[arg-type]
     # What is in nf_tables goes without any tool.
     settle(agent.make(PacketRules, NAMES, found), wanted("iptables-nft"))
-    settle(agent.make(PacketRules, NAMES, Tools()), State())
+    settle(agent.make(PacketRules, NAMES, Tools(), None, Tools), State())
     assert "FLANNEL" not in net.run("iptables-nft-save")
 
 

@@ -33,7 +33,7 @@ def server() -> Iterator[Etcd]:
 def following(server: Etcd) -> Iterator[tuple[RegistryWatch, Inbox]]:
     """Running, and in sync when the block begins."""
     registry, inbox = EtcdRegistry(EtcdSettings((server.url,), PREFIX)), Inbox()
-    config = ConfigWatch(PREFIX, inbox, registry.put_line)
+    config = ConfigWatch(PREFIX, inbox, registry.config_lines)
     watch = RegistryWatch(registry, config, inbox)
     thread = threading.Thread(target=watch.run)
     thread.start()

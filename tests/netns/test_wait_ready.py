@@ -12,24 +12,32 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flanneld_py.lab import wait_for
+from tests.netns.nobody import as_nobody
 from tests.netns.observing import wait_problem
 from tests.netns.scenes import config
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flanneld_py.lab import Host, Lab
 
-NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 AT_ONCE = 1.5
 """Seconds, with the start of the program."""
 
 
-def command(host: Host, *args: str) -> list[str]:
+def as_root(module: str, *args: str) -> list[str]:
+    return [sys.executable, "-m", module, *args]
+
+
+def command(host: Host, *args: str, user: Callable[..., list[str]] = as_root) -> list[str]:
     options = (f"--subnet-file={host.subnet_file}", f"--etcd-prefix={host.prefix}", "--env-file=/dev/null")
-    return [sys.executable, "-m", "flanneld_py.cli.ctl.main", *options, "wait-ready", *args]
+    return user("flanneld_py.cli.ctl.main", *options, "wait-ready", *args)
 
 
-def wait_ready(host: Host, *args: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*before, *command(host, *args)], capture_output=True, text=True, check=False)
+def wait_ready(
+    host: Host, *args: str, user: Callable[..., list[str]] = as_root
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(host, *args, user=user), capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
@@ -82,7 +90,10 @@ def test_without_a_daemon(host: Host) -> None:
     assert last == f"flannelctl: not ready after 2 s: {reason}{START}"
 
 
-START = "start flanneld-py, or name its --subnet-file"
+START = (
+    "start flanneld-py, or name its --subnet-file; "
+    "if it was started, its log says why it ended (journalctl -u flanneld-py, or supervisord's)"
+)
 
 
 def test_the_file_of_a_dead_daemon_does_not_count(host: Host) -> None:
@@ -90,8 +101,8 @@ def test_the_file_of_a_dead_daemon_does_not_count(host: Host) -> None:
     daemon.wait_ready()
     wait_for(daemon.status, 5, "a ready status", lambda seen: seen.get("ready"))
     daemon.kill()
-    for before in ((), NOBODY):
-        done = wait_ready(host, "--timeout=0", "--json", before=before)
+    for user in (as_root, as_nobody):
+        done = wait_ready(host, "--timeout=0", "--json", user=user)
         told = json.loads(done.stdout)
         assert (done.returncode, told["ready"], told["subnets"]) == (1, False, [])
         assert told["reason"].startswith("no daemon answers: ")
@@ -114,7 +125,7 @@ def test_whoever_may_not_ask_reads_the_file(host: Host) -> None:
     daemon = host.start_daemon()
     daemon.wait_ready()
     wait_for(daemon.status, 5, "a ready status", lambda seen: seen.get("ready"))
-    done = wait_ready(host, "--timeout=0", before=NOBODY)
+    done = wait_ready(host, "--timeout=0", user=as_nobody)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("ready: 10.5.")
 
@@ -122,7 +133,7 @@ def test_whoever_may_not_ask_reads_the_file(host: Host) -> None:
 def test_whoever_may_not_even_look_is_told(host: Host) -> None:
     host.start_daemon().wait_ready()
     host.run_directory.chmod(0o700)
-    done = wait_ready(host, "--timeout=0", before=NOBODY)
+    done = wait_ready(host, "--timeout=0", user=as_nobody)
     assert (done.returncode, done.stdout) == (1, "")
     assert "permission denied; ask as root" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -30,6 +30,9 @@ case $CNI_COMMAND in
     VERSION) echo '{"cniVersion":"1.1.0","supportedVersions":["0.4.0","1.0.0","1.1.0"]}' ;;
 esac
 """
+REFUSE = """echo '{"cniVersion":"1.0.0","code":111,"msg":"no","details":"really"}'; exit 1"""
+"""For Setting.do."""
+REFUSAL = {"code": 111, "msg": "no", "details": "really"}
 
 
 def load() -> Any:
@@ -97,9 +100,8 @@ class Setting:
         """What the delegate does from now on when it gets this verb."""
         (self.notes / f"do-{verb}").write_text(f"{shell}\n")
 
-    def run(
-        self, verb: str, container: str = "c1", ifname: str = "eth0", stdin: str | None = None, **env: str
-    ) -> subprocess.CompletedProcess[str]:
+    def env(self, verb: str, container: str = "c1", ifname: str = "eth0", **more: str) -> dict[str, str]:
+        """What a runtime's call has in its environment; nothing that is empty."""
         variables = {
             "CNI_COMMAND": verb,
             "CNI_CONTAINERID": container,
@@ -108,12 +110,17 @@ class Setting:
             "CNI_PATH": f"/nonexistent:{self.plugins}",
             "NOTES": str(self.notes),
             "PATH": os.environ.get("PATH", os.defpath),
-            **env,
+            **more,
         }
+        return {name: value for name, value in variables.items() if value}
+
+    def run(
+        self, verb: str, container: str = "c1", ifname: str = "eth0", stdin: str | None = None, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             self.command,
             input=json.dumps(self.conf) if stdin is None else stdin,
-            env={name: value for name, value in variables.items() if value},
+            env=self.env(verb, container, ifname, **env),
             capture_output=True,
             text=True,
             check=False,

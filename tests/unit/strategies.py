@@ -68,8 +68,8 @@ TABLES: tuple[Table, ...] = (
     "nexthops",
     "routes",
     "blackholes",
-    "rules",
     "files",
+    "rules",
 )
 
 

@@ -56,6 +56,7 @@ def test_when_all_is_well() -> None:
         "[+] kernel: as it should be",
         "[+] interface: eth0 192.0.2.1",
         "[+] subnet-file: written",
+        "[+] forwarding: no trouble known",
         "[+] packet-filter: no trouble known",
         "[+] data-plane: the kernel's",
     ]
@@ -74,6 +75,14 @@ def test_a_data_plane_of_ours_is_named_and_fails_readiness_when_it_does_not_turn
 def test_before_anything_is_known_nothing_is_ready_but_the_threads() -> None:
     fails = ["config", "lease", "registry", "kernel", "interface", "subnet-file"]
     assert failing(Levels()) == fails
+
+
+def test_what_an_earlier_run_left_is_not_denied() -> None:
+    """With etcd away after a restart it read "nothing set up yet" beside a subnet.env that stands."""
+    assert [line for line in lines(Levels(inherited=OWN.subnets.values())) if "last run" in line] == [
+        "[-] kernel: not looked at yet; what the last run set up is left as it is",
+        "[-] subnet-file: not written yet; that of the last run stands",
+    ]
 
 
 # --- threads --------------------------------------------------------------------------------------

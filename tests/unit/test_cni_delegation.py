@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.cni_calls import IPV4, Setting
+from tests.unit.cni_calls import IPV4, REFUSAL, REFUSE, Setting
 
-REFUSE = """echo '{"cniVersion":"1.0.0","code":111,"msg":"no","details":"really"}'; exit 1"""
-REFUSAL = {"code": 111, "msg": "no", "details": "really"}
 UNSUITED = 'case $(cat "$NOTES/stdin") in *1.1.0*) echo \'{"code":1,"msg":"incompatible"}\'; exit 1 ;; esac'
 
 
@@ -53,6 +51,14 @@ def test_del_hands_on_the_runtimes_prev_result(setting: Setting) -> None:
     setting.conf["prevResult"] = {"cniVersion": "1.0.0"}
     setting.succeed("DEL")
     assert setting.calls[1].config == setting.calls[0].config | {"prevResult": {"cniVersion": "1.0.0"}}
+
+
+@pytest.mark.parametrize("odd", [None, {}, [], "text", 5])
+def test_del_hands_on_no_result_that_is_none(setting: Setting, odd: object) -> None:
+    setting.succeed("ADD")
+    setting.conf["prevResult"] = odd
+    setting.succeed("DEL")
+    assert setting.calls[1].config == setting.calls[0].config
 
 
 def test_s15_state_stays_until_the_delegates_del_succeeds(setting: Setting) -> None:
@@ -186,14 +192,42 @@ def test_what_flannels_plugin_attached_is_detached(setting: Setting) -> None:
     assert setting.states == {}
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]"])
-def test_damaged_state_is_named_and_left(setting: Setting, text: str) -> None:
-    setting.data_dir.mkdir()
-    (setting.data_dir / "c1").write_text(text)
+DAMAGED = (
+    "",
+    "{",
+    "[]",
+    "null",
+    "{}",
+    '{"name":"cni-flannel"}',
+    '{"type":"noter"}',
+    '{"name":"cni-flannel","type":5}',
+    '{"name":"cni-flannel","type":"noter","cniVersion":7}',
+    "\xff",
+)
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_damaged_state_is_replaced_by_the_conf_and_the_lease(setting: Setting, text: str) -> None:
+    setting.succeed("ADD")
+    (setting.data_dir / "c1").write_text(text, "latin-1")
     done = setting.run("DEL")
     assert (done.returncode, done.stdout) == (0, "")
     assert f"{setting.data_dir}/c1 is damaged" in done.stderr
-    assert (setting.data_dir / "c1").read_text() == text
+    add, delete = setting.calls
+    assert (delete.verb, delete.container, delete.config) == ("DEL", "c1", add.config)
+    assert setting.states == {}
+
+
+def test_damaged_state_stays_until_there_is_a_lease(setting: Setting) -> None:
+    setting.succeed("ADD")
+    setting.subnet_file.unlink()
+    (setting.data_dir / "c1").write_text("")
+    error = setting.fail("DEL")
+    assert (error["code"], f"{setting.data_dir}/c1 is damaged, " in error["msg"]) == (999, True)
+    assert setting.verbs == ["ADD"]
+    setting.subnet_file.write_text(IPV4)
+    assert setting.run("DEL").returncode == 0
+    assert list(setting.data_dir.iterdir()) == []
 
 
 def test_del_removes_what_a_kill_left_half_written(setting: Setting) -> None:
@@ -201,107 +235,6 @@ def test_del_removes_what_a_kill_left_half_written(setting: Setting) -> None:
     (setting.data_dir / ".c1@eth0").write_text("{")
     setting.succeed("DEL")
     assert list(setting.data_dir.iterdir()) == []
-
-
-# --- CHECK, GC, STATUS ------------------------------------------------------------------------------
-
-
-def test_check_is_passed_on_with_the_previous_result(setting: Setting) -> None:
-    setting.succeed("ADD")
-    ips = [
-        {"address": "10.1.17.2/24", "gateway": "10.1.17.1"},
-        {"address": "fc00::2/64", "gateway": "fc00::1"},
-    ]
-    routes = [{"dst": "10.1.0.0/16"}, {"dst": "fc00::/48"}, {"dst": "0.0.0.0/0", "gw": "10.1.17.9"}]
-    setting.conf["prevResult"] = {"cniVersion": "1.0.0", "ips": ips, "routes": routes}
-    assert setting.succeed("CHECK") == ""
-    config = setting.calls[1].config
-    assert config["prevResult"]["ips"] == ips
-    assert [route["gw"] for route in config.pop("prevResult")["routes"]] == [
-        "10.1.17.1",
-        "fc00::1",
-        "10.1.17.9",
-    ]
-    assert config == setting.calls[0].config
-    setting.do("CHECK", REFUSE)
-    assert setting.fail("CHECK") == REFUSAL
-
-
-def test_check_of_a_stranger_is_code_3(setting: Setting) -> None:
-    assert setting.fail("CHECK")["code"] == 3
-    assert setting.calls == []
-
-
-def gc(setting: Setting, *valid: tuple[str, str]) -> Setting:
-    attachments = [{"containerID": container, "ifname": ifname} for container, ifname in valid]
-    setting.conf |= {"cniVersion": "1.1.0", "cni.dev/valid-attachments": attachments}
-    return setting
-
-
-def test_gc_detaches_what_is_no_longer_valid(setting: Setting) -> None:
-    setting.succeed("ADD")
-    setting.succeed("ADD", ifname="net1")
-    setting.succeed("ADD", container="c2")
-    other = {"name": "other", "type": "noter"}
-    (setting.data_dir / "c9").write_text(json.dumps(other))
-    assert gc(setting, ("c1", "net1")).succeed("GC", container="", ifname="", CNI_NETNS="") == ""
-    assert list(setting.states) == ["c1@net1", "c9"]
-    (forwarded,) = [call for call in setting.calls if call.verb == "GC"]
-    assert forwarded.config["cni.dev/valid-attachments"] == setting.conf["cni.dev/valid-attachments"]
-    assert [(call.container, call.ifname, call.netns) for call in setting.calls if call.verb == "DEL"] == [
-        ("c1", "eth0", ""),
-        ("c2", "eth0", ""),
-    ]
-
-
-@pytest.mark.parametrize("verb", ["GC", "DEL"])
-def test_gc_removes_nothing_that_the_delegate_did_not(setting: Setting, verb: str) -> None:
-    setting.succeed("ADD")
-    setting.do(verb, REFUSE)
-    error = gc(setting).fail("GC")
-    assert "no" in error["msg"]
-    assert list(setting.states) == ["c1"]
-
-
-def test_gc_keeps_state_of_unknown_interface_for_its_container(setting: Setting) -> None:
-    setting.data_dir.mkdir()
-    (setting.data_dir / "c1").write_text(json.dumps({"name": "cni-flannel", "type": "noter"}))
-    gc(setting, ("c1", "net7")).succeed("GC")
-    assert list(setting.states) == ["c1"]
-    gc(setting).succeed("GC")
-    assert setting.states == {}
-
-
-def test_gc_works_without_a_lease_and_without_state(setting: Setting) -> None:
-    setting.succeed("ADD")
-    setting.subnet_file.unlink()
-    gc(setting).succeed("GC")
-    assert setting.states == {}
-    setting.data_dir.rmdir()
-    setting.succeed("GC")
-
-
-def test_status_is_the_delegates(setting: Setting) -> None:
-    setting.install("host-local", "#!/bin/sh\n")
-    setting.conf["cniVersion"] = "1.1.0"
-    assert setting.succeed("STATUS") == ""
-    assert setting.verbs == ["VERSION", "STATUS"]
-    setting.do("STATUS", REFUSE.replace("111", "51"))
-    assert setting.fail("STATUS")["code"] == 51
-
-
-@pytest.mark.parametrize("missing", ["noter", "host-local", "subnet.env", "conf"])
-def test_status_is_50_when_add_cannot_work(setting: Setting, missing: str) -> None:
-    setting.conf["cniVersion"] = "1.1.0"
-    setting.install("host-local", "#!/bin/sh\n")
-    match missing:
-        case "subnet.env":
-            setting.subnet_file.unlink()
-        case "conf":
-            setting.conf["delegate"] = {"ipam": {}}
-        case _:
-            (setting.plugins / missing).unlink()
-    assert setting.fail("STATUS")["code"] == 50
 
 
 # --- delegates from before CNI 1.1 ------------------------------------------------------------------
@@ -329,4 +262,13 @@ def test_another_refusal_of_the_version_needs_no_undoing(setting: Setting) -> No
     setting.do("ADD", """echo '{"code":1,"msg":"incompatible"}'; exit 1""")
     assert setting.fail("ADD")["code"] == 1
     assert setting.verbs == ["ADD"]
+    assert setting.states == {}
+
+
+def test_an_older_delegate_and_no_previous_result(setting: Setting) -> None:
+    setting.conf |= {"cniVersion": "1.1.0", "prevResult": None}
+    setting.do("ADD", UNSUITED)
+    assert json.loads(setting.succeed("ADD"))["cniVersion"] == "1.1.0"
+    assert [call.config["cniVersion"] for call in setting.calls] == ["1.1.0", "1.0.0"]
+    setting.succeed("DEL")
     assert setting.states == {}

@@ -139,7 +139,17 @@ def test_code_5_stdin_cannot_be_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"name":"a"} x', '{"name":"a","cniVersion":1}', "\\", "[" * 200_000]
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"name":"a","mtu":1e400}',
+        '{"name":"a"} x',
+        '{"name":"a","cniVersion":1}',
+        "\\",
+        "[" * 200_000,
+    ],
 )
 def test_code_6_stdin_is_no_conf(setting: Setting, text: str) -> None:
     assert setting.fail("ADD", stdin=text)["code"] == 6
@@ -150,6 +160,16 @@ def test_code_7_the_name_of_the_network(setting: Setting, name: object) -> None:
     assert setting.fail("ADD", stdin=conf(setting, name=name))["code"] == 7
 
 
+@pytest.mark.parametrize("version", ["1.0.0", "1.1.0"])
+@pytest.mark.parametrize("prev", ["text", "", [], [1], 5])
+def test_code_7_a_previous_result_that_is_none(setting: Setting, prev: object, version: str) -> None:
+    """The delegate would refuse it in ADD, and again in each DEL."""
+    error = setting.fail("ADD", stdin=conf(setting, cniVersion=version, prevResult=prev))
+    assert error["code"] == 7
+    assert f"prevResult in the conf is {json.dumps(prev)}, not" in error["msg"]
+    assert setting.states == {}
+
+
 @pytest.mark.parametrize("seconds", [-1, "5", True, [5]])
 def test_code_7_a_time_that_is_none(setting: Setting, seconds: object) -> None:
     error = setting.fail("ADD", stdin=conf(setting, waitSeconds=seconds))
@@ -158,7 +178,16 @@ def test_code_7_a_time_that_is_none(setting: Setting, seconds: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "listed", ["absent", {"a": 1}, "c1", ["c1"], [{"containerID": "c1"}], [{"containerID": []}], 1]
+    "listed",
+    [
+        "absent",
+        *({"a": 1}, {}, "c1", "", 1, 0, False),
+        ["c1"],
+        [{"containerID": "c1"}],
+        [{"containerID": []}],
+        [{"containerID": 5, "ifname": "eth0"}],
+        [{"containerID": "c1", "ifname": []}],
+    ],
 )
 def test_code_7_gc_without_a_list_takes_nothing_away(setting: Setting, listed: object) -> None:
     setting.succeed("ADD")
@@ -334,6 +363,19 @@ def test_add_waits_for_the_lease(unleased: Setting) -> None:
         unleased.subnet_file.write_text(IPV4)
         assert child.wait(5) == 0
     assert unleased.verbs == ["ADD"]
+
+
+def test_it_waits_for_longer_than_the_kernel_can(unleased: Setting) -> None:
+    text = json.dumps(unleased.conf | {"waitSeconds": 10**400})
+    with pytest.raises(subprocess.TimeoutExpired):
+        subprocess.run(
+            [PLUGIN],
+            input=text.encode(),
+            env={"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": "/x"}
+            | {"CNI_PATH": str(unleased.plugins)},
+            check=False,
+            timeout=0.5,
+        )
 
 
 def test_it_waits_as_long_as_the_conf_says(unleased: Setting) -> None:

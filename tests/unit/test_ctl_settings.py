@@ -111,6 +111,17 @@ def test_what_means_nothing_in_an_environment_file_is_told(
     ]
 
 
+def test_export_in_an_environment_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """To systemd such a line is none, so that daemon and flannelctl would speak of different networks."""
+    path = tmp_path / "default"
+    path.write_text("A='\nexport B=1'\n# export C=1\nexport FLANNELD_ETCD_PREFIX=/x\nFLANNELD_IFACE=export\n")
+    assert read_environment_file(str(path))["FLANNELD_ETCD_PREFIX"] == "/x"
+    assert capsys.readouterr().err == (
+        f"flannelctl: {path}: systemd ignores a line with `export`, so the daemon does not get "
+        "FLANNELD_ETCD_PREFIX; remove that word\n"
+    )
+
+
 def test_a_misspelt_variable_is_told() -> None:
     variables = {"FLANNELD_IFCE": "s3cret", "FLANNELD_VERSION": "1", "FLANNELD_ETCD_PREFIX": "/a"}
     result: Any = CliRunner().invoke(outer, ["--env-file=/dev/null", "inner"], env=variables)

@@ -145,6 +145,17 @@ def test_problems_with_reason_and_fix() -> None:
     assert "fix:" not in shown(changed(problems=[{**PROBLEM, "fix": ""}]))
 
 
+def test_the_headline_tells_of_problems_that_leave_it_ready() -> None:
+    """`in sync, ready` stood above an exit code of 1."""
+    assert ": in sync, ready, 1 problem (pid" in shown(changed(problems=[PROBLEM])).splitlines()[0]
+    assert ": in sync, not ready (pid" in shown(changed(ready=False, problems=[PROBLEM])).splitlines()[0]
+
+
+def test_what_the_last_run_left_in_subnet_env_is_shown_until_a_lease_is_held() -> None:
+    fresh = changed(subnets=[], mtu=None, inherited=["10.5.34.0/24"])
+    assert "  subnet     none leased yet; subnet.env of the last run has 10.5.34.0/24" in shown(fresh)
+
+
 def test_drift_and_failures() -> None:
     failed = [{"op": f"set route 10.5.{n}.0/24", "error": "Network is unreachable"} for n in range(SHOWN + 2)]
     text = shown(changed(drift={"repaired": {"routes": 2, "fdb": 1}, "ops": {}, "failed": failed}))
@@ -281,6 +292,9 @@ def test_the_file_of_a_daemon_that_came_to_its_end_is_its_last_word(tmp_path: Pa
     stopped = changed(state="stopped", ready=False)
     (tmp_path / "status.json").write_text(json.dumps(stopped))
     assert json.loads(flannelctl(tmp_path, "status", "--json").stdout) == {**stopped, "source": "file"}
+    assert "fix: start flanneld-py; if it does not stay, its log says why" in (
+        flannelctl(tmp_path, "status").stdout
+    )
 
 
 def test_a_daemon_that_runs_and_cannot_be_asked_was_not_killed(tmp_path: Path) -> None:
@@ -453,10 +467,10 @@ def test_a_socket_that_is_deleted_comes_back(tmp_path: Path) -> None:
                 path.write_text(replacement)
             control.check()
             end = time.monotonic() + 5
-            while not path.is_socket():
+            # Its mode comes after it.
+            while not path.is_socket() or stat.S_IMODE(path.stat().st_mode) != 0o600:
                 assert time.monotonic() < end
                 time.sleep(0.01)
-            assert stat.S_IMODE(path.stat().st_mode) == 0o600
             assert ask(path, "status") == WELL
     finally:
         control.stop()

@@ -237,6 +237,64 @@ def test_every_base_chain_that_drops_is_named() -> None:
     ]
 
 
+# --- single containers ----------------------------------------------------------------------------
+
+MEMBERS = replace(IN, subnet=ip_network("10.5.34.0/24"))
+MEMBERS_OUT = replace(OUT, subnet=ip_network("10.5.34.0/24"))
+
+
+def addressed(name: Field, *nets: str, negated: bool = False) -> dict[ChainKey, Chain]:
+    """A raw table that drops what Docker drops from version 28 on, of these addresses."""
+    asked = Match(name, tuple(map(ip_network, nets)), negated), Match("iifname", ("docker0",), negated=True)
+    rules = (Rule(asked, Verdict("drop")),)
+    return {ChainKey("nft", "ip", "raw", "PREROUTING"): Chain(rules, "prerouting", "filter", -300, "accept")}
+
+
+def told(chains: Chains, *flows: Flow) -> list[str]:
+    return [str(drop).partition(" is dropped by ")[0] for drop in find_drops(chains, flows)]
+
+
+def test_what_docker_28_drops_for_one_container_is_named() -> None:
+    (drop,) = find_drops(addressed("daddr", "10.5.34.2/32"), [MEMBERS, MEMBERS_OUT])
+    assert str(drop) == (
+        "traffic from other hosts to 10.5.34.2 is dropped by ip raw PREROUTING: "
+        "daddr 10.5.34.2/32 iifname != docker0 drop"
+    )
+
+
+@pytest.mark.parametrize(
+    ("nets", "expected"),
+    [
+        (["10.5.34.1/32", "10.5.34.2/31", "10.5.34.4/30", "10.5.34.254/32"], ["10.5.34.2"]),
+        (["10.5.34.128/25"], ["10.5.34.128"]),
+        (["10.5.34.255/32"], []),
+        (["10.5.35.2/32"], []),
+        (["10.5.34.0/24"], ["10.5.34.0/24"]),
+        (["10.5.0.0/16"], ["10.5.34.0/24"]),
+    ],
+)
+def test_of_a_range_one_container_is_named_and_of_the_subnet_the_subnet(
+    nets: list[str], expected: list[str]
+) -> None:
+    found = told(addressed("daddr", *nets), MEMBERS)
+    assert found == [f"traffic from other hosts to {one}" for one in expected]
+    found = told(addressed("saddr", *nets), MEMBERS_OUT)
+    assert found == [f"traffic from {one} to other hosts" for one in expected]
+
+
+def test_of_all_containers_but_one_the_subnet_is_named() -> None:
+    chains = addressed("daddr", "10.5.34.9/32", negated=True)
+    assert told(chains, MEMBERS) == ["traffic from other hosts to 10.5.34.0/24"]
+
+
+def test_each_container_is_named_once_and_not_beside_the_whole_subnet() -> None:
+    one, other = (addressed("daddr", f"10.5.34.{n}/32") for n in (2, 3))
+    ((key, chain),) = one.items()
+    both = replace(chain, rules=(*chain.rules, *other[key].rules, *chain.rules))
+    assert told({key: both}, MEMBERS) == [f"traffic from other hosts to 10.5.34.{n}" for n in (2, 3)]
+    assert told({key: replace(both, policy="drop")}, MEMBERS) == ["traffic from other hosts to 10.5.34.0/24"]
+
+
 # --- what is not certain --------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from google.protobuf import descriptor_pb2
 
+from flanneld_py.cli.flagtable import FLAGS
 from flanneld_py.drivers import etcdrpc, etcdsettings
 from flanneld_py.drivers.etcd import EtcdRegistry, EtcdSettings
 from flanneld_py.drivers.etcdanswers import TRY_TLS, AttemptError, joined
@@ -235,3 +236,15 @@ def test_the_line_for_etcdctl_reaches_etcd_as_we_do() -> None:
     assert user.put_line("http://a:1", "/x/config", "{}") == (
         "ETCDCTL_API=3 etcdctl --endpoints=http://a:1 --user=u put /x/config '{}'"
     )
+
+
+def test_the_line_for_flannelctl_reaches_the_same_network() -> None:
+    """Without the prefix, pasted, it would have replaced another network's config."""
+    blue = EtcdSettings(("http://a:1", "http://b:1"), "/blue", username="u", password="s3cret")  # noqa: S106 - of nobody
+    assert blue.config_set_line("{}") == (
+        "flannelctl --etcd-endpoints=http://a:1,http://b:1 --etcd-prefix=/blue --etcd-username=u "
+        "config set '{}'"
+    )
+    defaults = (FLAGS["etcd-endpoints"].default.split(","), FLAGS["etcd-prefix"].default)
+    usual = EtcdSettings(tuple(defaults[0]), defaults[1])
+    assert usual.config_set_line("{}") == "flannelctl config set '{}'"

@@ -185,6 +185,26 @@ def heal(want: State, kernel: FakeKernel) -> None:
     assert works.observe(scope(want)) == want
 
 
+def test_rules_that_cannot_be_read_hold_up_nothing_else() -> None:
+    kernel = FakeKernel.holding(State(links={"flannel.1": LINK}))
+    works, drivers = executor(kernel)
+    readable = works.observe(scope(State()))
+    apart: tuple[Table, ...] = ("rules",)
+
+    def unreadable(scope: Scope) -> State:
+        raise KernelError(f"rules of {scope.prefix} kept changing")
+
+    (rules,) = (driver for driver in drivers if driver.tables == ("rules",))
+    rules.observe = unreadable  # type: ignore[method-assign]
+    assert works.observe(scope(State()), apart=apart) == readable
+    assert works.unread == {"rules": f"rules of {PREFIX} kept changing"}
+    with pytest.raises(KernelError, match="kept changing"):
+        works.observe(scope(State()))
+    del rules.observe
+    works.observe(scope(State()), apart=apart)
+    assert works.unread == {}
+
+
 # --- properties -----------------------------------------------------------------------------------
 
 

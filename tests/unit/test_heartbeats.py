@@ -122,6 +122,37 @@ def test_a_reload_never_says_ready_before_its_time(manager: socket.socket) -> No
     assert told(manager) == [["READY=1"], ["RELOADING=1", "MONOTONIC_USEC=2500000"], ["READY=1"]]
 
 
+def test_after_stopping_nobody_says_anything_else(manager: socket.socket) -> None:
+    """Found by test_daemon: a thread that was about to say how far the start has come said so after it."""
+    notifier = Notifier()
+    notifier.send(STOPPING="1")
+    other = threading.Thread(target=lambda: notifier.send(STATUS="starting"))
+    other.start()
+    other.join()
+    notifier.send(STATUS="stopped")
+    assert told(manager) == [["STOPPING=1"], ["STATUS=stopped"]]
+
+
+def test_ready_and_status_that_did_not_go_through_are_said_again(manager: socket.socket) -> None:
+    """The manager's socket was full at that moment: a lost READY would make the start time out."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
+        stranger.setblocking(False)
+        try:
+            while True:
+                stranger.sendto(b"X=1", manager.getsockname())
+        except BlockingIOError:
+            pass  # it is full
+    notifier = Notifier()
+    notifier.send(READY="1", STATUS="starting")
+    notifier.send(STATUS="in sync")
+    assert not notifier.said_ready
+    assert {line for message in told(manager) for line in message} == {"X=1"}
+    notifier.send_owed()
+    assert notifier.said_ready
+    notifier.send_owed()
+    assert told(manager) == [["READY=1", "STATUS=in sync"]]
+
+
 @pytest.mark.parametrize(
     ("usec", "seconds"),
     [("3000000", 1.5), ("30000000", 10.0), ("", LONGEST_INTERVAL), ("0", LONGEST_INTERVAL), ("x", 10.0)],

@@ -52,6 +52,7 @@ DRIVER_PARTS = (
         "nfmessages",
         "nfmonitor",
         "nfreader",
+        "nfruleset",
         "nfvalues",
         "subscription",
         "netlink",
@@ -59,6 +60,7 @@ DRIVER_PARTS = (
         "xtdecode",
         "xtextensions",
         "packetrules",
+        "rulewriter",
         "filtertools",
     },
 )

@@ -344,8 +344,8 @@ def test_ops_in_the_words_of_iproute2() -> None:
         "set nexthop via 10.5.3.0 dev flannel.1 onlink",
         "set route 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink",
         "set blackhole route 10.5.1.0/24",
-        "set rules of ip flannel-ipv4 forward (0)",
         "set file /run/flannel/subnet.env",
+        "set rules of ip flannel-ipv4 forward (0)",
     ]
     assert describe(Op("del", "links", "flannel.1")) == "del link flannel.1"
     assert describe(Op("del", "routes", ip_network("10.5.3.0/24"))) == "del route 10.5.3.0/24"

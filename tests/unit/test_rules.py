@@ -17,6 +17,8 @@ from flanneld_py.core.rules import (
     names_of,
     others,
     own_rows,
+    referrers,
+    tell_referrers,
 )
 from flanneld_py.core.ruletext import Edit, iptables_script, nft_script
 from flanneld_py.model import PerFamily
@@ -197,3 +199,67 @@ def test_what_is_gone_takes_its_jump_along() -> None:
         "-X FLANNEL-FWD",
         "COMMIT",
     ]
+
+
+FORWARD = ChainKey("legacy", "ip", "filter", "FORWARD")
+FWD = FORWARD._replace(chain="FLANNEL-FWD")
+OPERATORS = [
+    Rule((), Verdict("jump", "FLANNEL-FWD")),
+    Rule((), Verdict("goto", "FLANNEL-FWD")),
+    Rule((Match("iifname", ("cni0",)),), Verdict("jump", "FLANNEL-FWD")),
+    Rule((Match("ct state", ("established", "related")),), Verdict("jump", "FLANNEL-FWD")),
+    Rule((Match("other", ("physdev",)),), Verdict("jump", "FLANNEL-FWD"), "flanneld forward"),
+    Rule((Match("saddr", (NET,)), Match("l4proto", (6,))), Verdict("accept"), "flanneld forward"),
+]
+
+
+@pytest.mark.parametrize("rule", OPERATORS, ids=str)
+def test_in_a_chain_of_others_only_what_is_as_we_write_it_is_ours(rule: Rule) -> None:
+    """What an operator made to lead to our chain was taken for ours and written back as `-d cni0`."""
+    wanted = rows(masquerade=False, tool="iptables-legacy")
+    standing = {**wanted, FORWARD: Chain((rule, *wanted[FORWARD].rules, rule))}
+    assert own_rows(standing, NAMES, (NET,)) == wanted
+    assert len(referrers(FWD, standing, NAMES)) == (2 if rule.verdict.target else 0)
+    assert own_rows({FORWARD: Chain((rule,))}, NAMES, (NET,)) == {}
+    if rule.verdict.target:
+        emptied = {FORWARD: Chain((rule,)), FWD: Chain()}
+        assert own_rows(emptied, NAMES, (NET,)) == {}
+        assert own_rows({FWD: Chain()}, NAMES, (NET,)) == {FWD: Chain()}
+
+
+def test_a_chain_that_others_lead_to_is_emptied_and_stays() -> None:
+    edit = Edit(FWD, Chain(), Chain(), whole=True, gone=True, referred=True)
+    assert iptables_script("filter", [edit]).splitlines() == ["*filter", "-F FLANNEL-FWD", "COMMIT"]
+    assert tell_referrers(FWD, [(FORWARD, 1)]) == (
+        "legacy ip filter FLANNEL-FWD stays, empty, as rule 1 of legacy ip filter FORWARD of somebody else "
+        "leads there; delete that rule, then the chain"
+    )
+
+
+@pytest.mark.parametrize(
+    ("verdict", "late"),
+    [
+        (Verdict("drop"), True),
+        (Verdict("return"), True),
+        (Verdict("jump", "ufw-before-forward"), True),
+        (Verdict("unknown"), True),
+        (Verdict("accept"), False),
+        (Verdict("none"), False),
+    ],
+    ids=str,
+)
+def test_accepts_that_come_too_late_are_put_at_the_head_again(verdict: Verdict, late: bool) -> None:
+    """Two daemons that both accept there do not fight over the first place."""
+    wanted = rows(masquerade=False, forward=False, accept=(DOCKER_USER,))
+    theirs, (first, second) = Rule((), verdict), wanted[DOCKER_USER].rules
+    for standing in ((theirs, first, second), (first, theirs, second)):
+        found = own_rows({DOCKER_USER: Chain(standing)}, NAMES, (NET,))
+        assert (found != wanted) == late
+        assert found[DOCKER_USER].rules == wanted[DOCKER_USER].rules
+    assert own_rows({DOCKER_USER: Chain((first, second, theirs))}, NAMES, (NET,)) == wanted
+
+
+def test_a_table_of_ours_is_made_anew_in_one_transaction() -> None:
+    """A dormant one takes no chain that hangs anywhere, so it goes and comes back awake."""
+    script = nft_script(edits(rows(masquerade=False, tool="nft")), [("ip", "flannel-ipv4")])
+    assert script.splitlines()[:3] == [f"{verb} table ip flannel-ipv4" for verb in ("add", "delete", "add")]

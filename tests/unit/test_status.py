@@ -66,6 +66,7 @@ SHAPE = {
     "options": dict,
     "networks": [str],
     "subnets": [str],
+    "inherited": [str],
     "mtu": int | None,
     "offloads": dict,
     "rules_by": str | None,
@@ -292,6 +293,7 @@ def test_when_all_is_well() -> None:
             "kernel": {"ok": True, "reason": "as it should be"},
             "interface": {"ok": True, "reason": "eth0 192.0.2.1"},
             "subnet-file": {"ok": True, "reason": "written"},
+            "forwarding": {"ok": True, "reason": "no trouble known"},
             "packet-filter": {"ok": True, "reason": "no trouble known"},
             "data-plane": {"ok": True, "reason": "the kernel's"},
         },
@@ -309,6 +311,7 @@ def test_when_all_is_well() -> None:
         },
         "networks": ["10.5.0.0/16"],
         "subnets": ["10.5.1.0/24"],
+        "inherited": [],
         "mtu": 1450,
         "offloads": {},
         "rules_by": None,
@@ -348,7 +351,8 @@ def test_etcd_gone_for_a_moment_keeps_ready_and_is_said() -> None:
         {
             "code": "registry-unreachable",
             "reason": "timed out",
-            "fix": "start etcd, or correct --etcd-endpoints; what is set up keeps working",
+            "fix": "start etcd, or correct --etcd-endpoints (FLANNELD_ETCD_ENDPOINTS); what is set up keeps "
+            "working",
             "since": SINCE,
         }
     ]

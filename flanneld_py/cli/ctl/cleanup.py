@@ -29,6 +29,7 @@ from flanneld_py.model import HostFacts, IPAddress, IPNetwork, Listing, Outcome,
 
 if TYPE_CHECKING:
     from flanneld_py.daemon.execute import Executor
+    from flanneld_py.drivers.packetrules import PacketRules
 
 STOP_FIRST = "stop it first (systemctl stop flanneld-py)"
 ANOTHER_DAEMONS = "stop that, or give the --subnet-file and --state-dir of the daemon to clean up after"
@@ -133,12 +134,13 @@ def _conclude(journal: Journal) -> None:
 
 def _clean(settings: Settings, files: OwnFiles, journal: Journal, *, releases: bool) -> None:
     traces = find_traces(settings)
-    executor = _executor(settings.prefix)
+    rules, executor = _drivers(settings.prefix)
     scope = Scope(settings.prefix, ())
     if traces.daemon_ran or executor.observe(scope) != State():
         registry = ask_registry(settings, traces.node_id, traces.lease_key)
         scope = scope_of(settings, traces, registry)
         _remove_objects(executor, scope, journal)
+        journal.notes += rules.left_to_others()
         # Not before the routes are gone: another host may then have the subnet.
         if releases and not journal.failed:
             release_lease(settings, traces, registry, journal)
@@ -277,8 +279,8 @@ def _whole_key(settings: Settings, key: str) -> str:
 # --- removal --------------------------------------------------------------------------------------
 
 
-def _executor(prefix: str) -> Executor:
-    """All drivers, as the daemon puts them together."""
+def _drivers(prefix: str) -> tuple[PacketRules, Executor]:
+    """All drivers as one, as the daemon puts them together, and that of the rules."""
     from flanneld_py.daemon.execute import Executor  # noqa: PLC0415
     from flanneld_py.drivers.blackholes import Blackholes  # noqa: PLC0415
     from flanneld_py.drivers.files import HostFiles  # noqa: PLC0415
@@ -288,7 +290,8 @@ def _executor(prefix: str) -> Executor:
     from flanneld_py.drivers.rtnetlink import RtnetlinkTables  # noqa: PLC0415
 
     rules = PacketRules(names_of(prefix), find_tools())
-    return Executor((KernelLinks(prefix), RtnetlinkTables(prefix), Blackholes(prefix), rules, HostFiles()))
+    others = KernelLinks(prefix), RtnetlinkTables(prefix), Blackholes(prefix), HostFiles()
+    return rules, Executor((*others, rules))
 
 
 def _remove_objects(executor: Executor, scope: Scope, journal: Journal) -> None:

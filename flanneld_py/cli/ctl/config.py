@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -134,8 +133,8 @@ def _stored(settings: Settings) -> bytes:
         return entry.value
     compact = EXAMPLE.replace(" ", "")
     raise ConfigError(
-        f"no network config at {settings.config_name}; store one, such as: flannelctl config set "
-        f"{shlex.quote(compact)} (or: {registry.put_line(settings.config_name, compact)})"
+        f"no network config at {settings.config_name}; store one, such as: "
+        f"{settings.etcd().config_set_line(compact)} (or: {registry.put_line(settings.config_name, compact)})"
     )
 
 

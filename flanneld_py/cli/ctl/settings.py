@@ -15,6 +15,7 @@ from flanneld_py.cli.variables import ENV_FILE as ENV_FILE_VARIABLE
 from flanneld_py.cli.variables import misspelt
 from flanneld_py.core.hostfiles import (
     DEFAULT_SUBNET_FILE,
+    exported_names,
     parse_environment_file,
     socket_path,
     status_path,
@@ -194,6 +195,12 @@ def read_environment_file(given: str | None) -> dict[str, str]:
     variables = parse_environment_file(text)
     for number in stray_lines(text)[:MOST_STRAY_LINES]:
         click.echo(f"flannelctl: {path}: line {number} is no NAME=VALUE, and is ignored", err=True)
+    for name in exported_names(text)[:MOST_STRAY_LINES]:
+        click.echo(
+            f"flannelctl: {path}: systemd ignores a line with `export`, so the daemon does not get {name}; "
+            "remove that word",
+            err=True,
+        )
     for line in misspelt(variables):
         click.echo(f"flannelctl: {path}: {line}", err=True)
     return variables

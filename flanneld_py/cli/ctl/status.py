@@ -22,6 +22,8 @@ from flanneld_py.errors import FlanneldError
 STOPPED = "stopped"
 """State in the last status of a daemon that came to an orderly end."""
 PUT_BACK = "it puts its socket back within seconds, or has another --subnet-file"
+START_AGAIN = "start flanneld-py; if it does not stay, its log says why (journalctl -u flanneld-py)"
+"""Also for wrong flags, of which no status tells."""
 SHOWN = 5
 """Rows of a list before "and … more"."""
 LABEL_WIDTH = 11
@@ -190,8 +192,12 @@ def _head(told: Told, now: datetime) -> Iterator[str]:
         old = duration((now - told.written).total_seconds())
         yield click.style(f"No daemon answers on {told.silence}.", fg="red", bold=True)
         yield f"What follows is what it wrote {old} ago."
+        if status["state"] == STOPPED and not status["problems"]:
+            yield f"  fix: {START_AGAIN}"
         yield ""
     ready = "ready" if status["ready"] else "not ready"
+    if status["ready"] and status["problems"]:  # the exit code is then 1
+        ready += f", {count(len(status['problems']), 'problem')}"
     yield (
         f"flanneld-py {printable(status['version'])}: {_state(status['state'], bold=True)}, {ready} "
         f"(pid {status['pid']}, prefix {printable(status['prefix'])}, node {printable(status['node_id'])})"
@@ -233,6 +239,10 @@ def _backend(status: Mapping[str, Any]) -> Iterator[str]:
 
 def _subnets(status: Mapping[str, Any]) -> Iterator[str]:
     mtu = f", MTU {status['mtu']}{_capped(status)}" if status["mtu"] else ""
+    inherited = status.get("inherited")
+    if not status["subnets"] and has_shape(inherited, TEXTS) and inherited:
+        yield f"none leased yet; subnet.env of the last run has {', '.join(map(printable, inherited))}"
+        return
     yield (", ".join(status["subnets"]) or "none") + mtu
 
 

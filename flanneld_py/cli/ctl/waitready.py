@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from flanneld_py.cli.ctl.control import ANSWER_SECONDS, NoAnswer, ask, read_status_file
+from flanneld_py.cli.ctl.control import ANSWER_SECONDS, START, NoAnswer, ask, read_status_file
 from flanneld_py.cli.ctl.progress import PATIENCE
 from flanneld_py.cli.ctl.settings import Settings, with_settings
 from flanneld_py.cli.ctl.status import checked
@@ -20,6 +20,7 @@ from flanneld_py.core.duration import duration, parse_duration
 from flanneld_py.errors import FlanneldError, UsageError
 
 DEFAULT_TIMEOUT = "60s"
+LOG = "if it was started, its log says why it ended (journalctl -u flanneld-py, or supervisord's)"
 INTERVAL = 0.1
 SHORTEST_ANSWER = 0.5
 """Seconds a daemon has at least to answer, however little of the timeout is left."""
@@ -108,7 +109,8 @@ def look(settings: Settings, answer_seconds: float) -> Seen:
     except NoAnswer as error:
         found = _from_file(settings)
         if found is None:
-            return Seen(None, f"no daemon answers: {error}", error.advice)
+            log = f"; {LOG}" if error.advice == START else ""
+            return Seen(None, f"no daemon answers: {error}", error.advice + log)
         status = found
     except FlanneldError as error:
         return Seen(None, str(error))

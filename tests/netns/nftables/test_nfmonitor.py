@@ -9,7 +9,6 @@ import pytest
 from flanneld_py.drivers.nfmonitor import NfMonitor, Touched
 from flanneld_py.drivers.nfreader import NfReader
 from flanneld_py.errors import KernelError
-from tests.netns import inside
 from tests.netns.inside import Namespace
 from tests.netns.nftables.rulesets import IPTABLES, NFT, RESTORE, filled, load
 
@@ -76,24 +75,6 @@ def test_lost_notifications_are_told_and_got_over(net: Namespace, monitor: NfMon
     assert monitor.wait(0) is None
     net.run("nft", "add", "table", "ip", "t")
     assert monitor.wait(SOON) == Touched(frozenset({("ip", "t")}), commands=frozenset({"nft"}))
-
-
-@pytest.mark.parametrize("action", ["interrupt", "close"])
-def test_a_wait_can_be_ended_from_another_thread(agent: Agent, monitor: NfMonitor, action: str) -> None:
-    heard, seconds = agent.call(inside.after, 0.05, monitor, action)
-    assert heard is None
-    assert seconds < SOON
-
-
-def test_an_interrupt_is_not_lost_and_a_closed_monitor_stays_quiet(monitor: NfMonitor) -> None:
-    monitor.interrupt()
-    monitor.interrupt()
-    assert monitor.wait(60) is None
-    assert monitor.wait(0.01) is None
-    monitor.close()
-    monitor.close()
-    monitor.interrupt()
-    assert monitor.wait(60) is None
 
 
 def test_who_may_not_listen_is_told(net: Namespace) -> None:

@@ -206,6 +206,20 @@ def test_a_set_that_was_too_large_is_not_read_again(net: Namespace, reader: NfRe
     assert rules(reader.chains(), "ip", "t", "fit") == [(when("saddr", "10.0.0.2"), DROP)]
 
 
+@pytest.mark.parametrize("flags", ["timeout", "dynamic", "interval, timeout"])
+def test_a_set_whose_elements_come_and_go_untold_is_unknown(
+    net: Namespace, reader: NfReader, flags: str
+) -> None:
+    load(
+        net,
+        f"""table ip t {{
+          set s {{ type ipv4_addr; flags {flags}; size 9; elements = {{ 10.0.0.1 }}; }}
+          chain c {{ ip saddr @s drop; }}
+        }}""",
+    )
+    assert rules(reader.chains(), "ip", "t", "c") == [(when("other", "saddr in @s"), DROP)]
+
+
 def test_a_device_that_takes_the_number_of_another_is_named(net: Namespace, reader: NfReader) -> None:
     net.ip("link add d0 index 77 type veth peer name p0")
     load(net, "table ip t { chain c { iif d0 drop; }; }")

@@ -1,0 +1,19 @@
+"""Whether the kernel forwards packets between interfaces at all (docs.kernel.org, networking/ip-sysctl)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from flanneld_py.model import Family
+
+SYSCTLS: Mapping[Family, str] = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
+
+
+def is_forwarding(family: Family) -> bool | None:
+    """Of the thread's own network namespace; None: it cannot be read, as without IPv6."""
+    try:
+        text = Path("/proc/sys", *SYSCTLS[family].split(".")).read_text(encoding="ascii")
+    except OSError:
+        return None
+    return text.strip() != "0"
