@@ -127,10 +127,8 @@ def monitor(agent: Agent) -> Monitor:
 )
 def test_a_touched_row_of_ours_is_heard(net: Namespace, monitor: Monitor, line: str) -> None:
     net.run(*line.split()) if line.startswith("bridge") else net.ip(line)
-    heard = monitor.wait(SOON)
-    assert heard is not None
-    assert heard == Heard(ours=True)
-    assert monitor.wait(0) is None
+    assert monitor.wait(SOON) == Heard(ours=True)
+    assert monitor.wait(0) in (None, Heard(ours=True))  # of a flush, it may hear in two parts
 
 
 @pytest.mark.parametrize(
@@ -153,11 +151,13 @@ def test_a_touched_row_of_ours_is_heard(net: Namespace, monitor: Monitor, line: 
 )
 def test_a_changed_link_or_address_is_heard(net: Namespace, monitor: Monitor, line: str, name: str) -> None:
     net.ip(line)
-    heard = monitor.wait(SOON)
-    assert heard is not None
-    assert name in heard.links
-    assert heard.host
-    assert not heard.overflow
+    names: set[str] = set()
+    while name not in names:  # one end of a veth may be heard before the other
+        heard = monitor.wait(SOON)
+        assert heard is not None, names
+        assert heard.host
+        assert not heard.overflow
+        names |= heard.links
 
 
 @pytest.mark.parametrize("line", ["default via 192.0.2.9", "default via fd99::9"])

@@ -12,7 +12,7 @@ from flanneld_py.cli.ctl.consequence import config_in_force, consequence
 from flanneld_py.cli.ctl.settings import resolve
 from flanneld_py.core.config import parse_config
 from flanneld_py.model import Entry, Listing
-from tests.unit.test_ctl_status import daemon
+from tests.unit.control_sockets import daemon
 
 AT_ONCE = "daemons take it over at once"
 UNKNOWN = " (no daemon of this prefix answers here, so this compares it with the config that was stored)"

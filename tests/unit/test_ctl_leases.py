@@ -24,7 +24,7 @@ from flanneld_py.cli.ctl.leases import (
 )
 from flanneld_py.cli.ctl.settings import resolve
 from flanneld_py.model import Entry, Listing
-from tests.unit.test_ctl_status import daemon
+from tests.unit.control_sockets import daemon
 
 OWN = "a" * 32
 MAC = "82:4b:b1:2c:8f:a1"

@@ -5,15 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shutil
 import socket
-import stat
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,15 +15,14 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from flanneld_py.cli.ctl import control as ctl_control
-from flanneld_py.cli.ctl.control import NoAnswer, ask, read_status_file
+from flanneld_py.cli.ctl.control import read_status_file
 from flanneld_py.cli.ctl.main import command
 from flanneld_py.cli.ctl.status import SHOWN, Told, checked, render
 from flanneld_py.core.ownership import lock_name
-from flanneld_py.daemon.control import MOST_CLIENTS, Control
 from flanneld_py.daemon.inbox import Levels
 from flanneld_py.daemon.status import Process, compose
-from flanneld_py.errors import FlanneldError, KernelError
+from flanneld_py.errors import FlanneldError
+from tests.unit.control_sockets import daemon
 
 NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
 MINUTE_AGO = "2026-01-02T11:59:00.000Z"
@@ -74,21 +65,6 @@ def changed(**parts: Any) -> dict[str, Any]:
 
 def shown(status: dict[str, Any]) -> str:
     return click.unstyle(render(Told(status, "daemon"), NOW))
-
-
-@contextmanager
-def daemon(directory: Path, **answers: Callable[[], Any]) -> Iterator[Path]:
-    """The daemon's own server, for a subnet file in `directory`."""
-    path = directory / "flanneld-py.sock"
-    control = Control(path, answers)
-    thread = threading.Thread(target=control.run)
-    thread.start()
-    try:
-        yield path
-    finally:
-        control.stop()
-        thread.join(5)
-        assert not thread.is_alive()
 
 
 def flannelctl(directory: Path, *args: str) -> Result:
@@ -391,127 +367,6 @@ def test_no_plan_while_the_daemon_waits(tmp_path: Path) -> None:
 
 def test_no_plan_without_a_daemon(tmp_path: Path) -> None:
     assert str(flannelctl(tmp_path, "plan").exception).startswith("no daemon to ask: ")
-
-
-# --- the socket -----------------------------------------------------------------------------------
-
-
-def test_the_daemons_error_is_passed_on(tmp_path: Path) -> None:
-    def fail() -> None:
-        raise KernelError("cannot read routes")
-
-    with daemon(tmp_path, plan=fail) as path:
-        with pytest.raises(FlanneldError, match="the daemon says: cannot read routes"):
-            ask(path, "plan")
-        with pytest.raises(FlanneldError, match="the daemon says: op 'tea': one of plan was expected"):
-            ask(path, "tea")
-
-
-@pytest.mark.parametrize("answer", [b"", b"{", b"[]\n", b"{}\n"])
-def test_a_broken_answer(tmp_path: Path, answer: bytes) -> None:
-    def serve(server: socket.socket) -> None:
-        connection, _ = server.accept()
-        with connection:
-            connection.recv(100)
-            connection.sendall(answer)
-
-    path = tmp_path / "x.sock"
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(path))
-        server.listen()
-        thread = threading.Thread(target=serve, args=(server,))
-        thread.start()
-        with pytest.raises(NoAnswer, match="the answer broke off"):
-            ask(path, "status")
-        thread.join(5)
-
-
-def test_a_daemon_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctl_control, "ANSWER_SECONDS", 0.05)
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(tmp_path / "x.sock"))
-        server.listen()
-        with pytest.raises(NoAnswer, match="no answer in time"):
-            ask(tmp_path / "x.sock", "status")
-
-
-def test_silent_clients_hold_nobody_up(tmp_path: Path) -> None:
-    with daemon(tmp_path, status=lambda: WELL) as path, ExitStack() as stack:
-        for _ in range(MOST_CLIENTS + 5):
-            client = stack.enter_context(socket.socket(socket.AF_UNIX))
-            client.connect(str(path))
-            client.sendall(b"{")
-        begun = time.monotonic()
-        assert ask(path, "status") == WELL
-        assert time.monotonic() - begun < 1
-
-
-def test_a_request_nested_deeply_is_refused(tmp_path: Path) -> None:
-    with daemon(tmp_path, status=lambda: WELL) as path, socket.socket(socket.AF_UNIX) as client:
-        client.connect(str(path))
-        client.sendall(b"[" * 4000 + b"\n")
-        assert b"must be one line of JSON" in client.recv(1000)
-        assert ask(path, "status") == WELL
-
-
-def test_a_socket_that_is_deleted_comes_back(tmp_path: Path) -> None:
-    path = tmp_path / "run" / "flanneld-py.sock"
-    control = Control(path, {"status": lambda: WELL})
-    thread = threading.Thread(target=control.run)
-    thread.start()
-    try:
-        for replacement in (None, "a file"):
-            shutil.rmtree(path.parent)
-            if replacement:
-                path.parent.mkdir()
-                path.write_text(replacement)
-            control.check()
-            end = time.monotonic() + 5
-            # Its mode comes after it.
-            while not path.is_socket() or stat.S_IMODE(path.stat().st_mode) != 0o600:
-                assert time.monotonic() < end
-                time.sleep(0.01)
-            assert ask(path, "status") == WELL
-    finally:
-        control.stop()
-        thread.join(5)
-    assert not thread.is_alive()
-    assert not path.exists()
-
-
-def test_too_many_open_files_end_no_control_thread(tmp_path: Path) -> None:
-    """In a process of its own, since the limit is for all of it."""
-    script = """
-import os, resource, socket, sys, threading, time
-from pathlib import Path
-from flanneld_py.daemon import log
-from flanneld_py.daemon.control import Control
-log.configure(0)
-path = Path(sys.argv[1])
-control = Control(path, {"status": lambda: "well"})
-thread = threading.Thread(target=control.run)
-thread.start()
-client = socket.socket(socket.AF_UNIX)
-lowest = os.dup(0)
-os.close(lowest)
-soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-client.connect(str(path))
-client.sendall(b'{"op":"status"}\\n')
-before = time.process_time()
-time.sleep(0.5)
-assert time.process_time() - before < 0.2, "it spins"
-assert thread.is_alive()
-resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-client.settimeout(5)
-print(client.recv(100))
-control.stop()
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "x.sock")],
-        capture_output=True, text=True, timeout=20, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, 'b\'{"result": "well"}\\n\'\n'), done.stderr
 
 
 def test_a_status_file_that_is_none(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +44,31 @@ def ask(path: Path, op: str, seconds: float = ANSWER_SECONDS) -> Any:
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
-            connection.settimeout(min(CONNECT_SECONDS, seconds))
-            connection.connect(str(path))
+            _connect(connection, path, min(CONNECT_SECONDS, seconds))
             connection.settimeout(seconds)
             connection.sendall(json.dumps({"op": op}).encode() + b"\n")
             with connection.makefile("rb") as lines:
                 line = lines.readline(LONGEST_ANSWER)
-    except TimeoutError:
+    except (TimeoutError, BlockingIOError):
         raise NoAnswer(f"{path}: no answer in time", HANGS) from None
     except PermissionError:
         raise NoAnswer(f"{path}: permission denied", "ask as root") from None
     except OSError as error:
         raise NoAnswer(f"{path}: {error.strerror or error}", START) from None
     return _result(path, line)
+
+
+def _connect(connection: socket.socket, path: Path, seconds: float) -> None:
+    """Wait for a place among those who ask.
+
+    A timeout of Python's would make the socket non-blocking, and unix(7) then refuses at once what finds the
+    backlog full.
+    """
+    whole, rest = divmod(seconds, 1)
+    connection.setsockopt(
+        socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(whole), int(rest * 1e6))
+    )
+    connection.connect(str(path))
 
 
 def _result(path: Path, line: bytes) -> Any:
