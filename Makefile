@@ -2,10 +2,11 @@
 # PYTHON=… names the interpreter .venv is made with (3.11 or newer).
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fuzz bench docs install uninstall fmt clean venv tools lint types
+.PHONY: help demo test check fuzz sanitize bench docs install uninstall fmt clean venv tools lint types
 
 PY := .venv/bin/python
 SECONDS := 60
+ROUNDS := 5
 
 # command=package that brings it: what flanneld_py.lab and the tests run
 TOOLS := etcd=etcd-server etcdctl=etcd-client ip=iproute2 bridge=iproute2 ping=iputils-ping nft=nftables
@@ -18,6 +19,8 @@ TOOLS += /usr/lib/cni/bridge=containernetworking-plugins podman=podman crun=crun
 TOOLS += dnsmasq=dnsmasq-base docker-registry=docker-registry
 # for the udp data plane in C; the second one brings Python's and the C library's headers
 TOOLS += cc=gcc python3-config=python3-dev
+# libFuzzer comes with another compiler, which only `make test` and `make fuzz` need
+FUZZERS := clang=clang clang=libclang-rt-dev clang=libc6-dev
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -25,7 +28,8 @@ help: ## List these targets
 demo: tools venv ## Hosts in network namespaces, with an etcd: watch them connect, break, and heal (root)
 	@$(PY) -m flanneld_py.lab demo
 
-test: tools lint types ## Linters, types, and every test, with real etcd and kernel (root)
+test: TOOLS += $(FUZZERS)
+test: tools lint types fuzz ## Linters, types, a minute of fuzzing, and every test, with real etcd and kernel (root)
 	@echo "==> all tests"
 	@$(PY) -m pytest --durations=5
 
@@ -33,12 +37,16 @@ check: lint types ## Linters, types, unit tests: under a minute, without root
 	@echo "==> unit tests"
 	@$(PY) -m pytest -q tests/unit
 
-fuzz: ## Throw broken packets at the C core of the udp data plane for SECONDS=60 (clang)
-	@.ci/prepare tools clang=clang clang=libclang-rt-dev clang=libc6-dev
-	@.ci/fuzz $(SECONDS)
+fuzz: TOOLS := $(FUZZERS)
+fuzz: tools ## Throw broken packets at the C core of the udp data plane for SECONDS=60
+	@.ci/phase "fuzz" .ci/fuzz $(SECONDS)
 
-bench: tools venv ## Throughput and latency of each backend, and what the CNI plugin adds, in one run (root)
-	@$(PY) -m flanneld_py.lab bench
+sanitize: tools venv ## Only the tests of the udp data plane in C, most of them under sanitizers (root)
+	@$(PY) -m pytest $(wildcard tests/unit/test_udp_*.py) tests/netns/test_udp_sanitized.py
+
+bench: SECONDS := 2
+bench: tools venv ## Each backend against vxlan, and the CNI plugin; ROUNDS=5 SECONDS=2, BENCH_PEER=a flanneld (root)
+	@$(PY) -m flanneld_py.lab bench --rounds=$(ROUNDS) --seconds=$(SECONDS) --peer="$(BENCH_PEER)" --json="$(JSON)"
 
 docs: venv ## Write docs/configuration.md anew from the code's tables
 	@$(PY) -m flanneld_py.cli.reference > docs/configuration.md

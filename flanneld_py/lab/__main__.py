@@ -6,13 +6,12 @@ import argparse
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
-from flanneld_py.lab.bench import bench
-from flanneld_py.lab.cnibench import BRIDGE
+from flanneld_py.lab.bench import ROUNDS, SECONDS, TRIPS, Plan, bench, impossible
 from flanneld_py.lab.demo import EXIT_FAILED, EXIT_IMPOSSIBLE, EXIT_WELL, demo
 from flanneld_py.lab.overlays import OVERLAYS
-from flanneld_py.lab.requirements import obstacle
 from flanneld_py.lab.waiting import LabError
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -35,8 +34,38 @@ def _parser() -> argparse.ArgumentParser:
         choices=sorted(OVERLAYS),
         help="only this one; may be given several times (default: each in turn)",
     )
-    commands.add_parser("bench", help="what each backend costs against plain routes; needs root")
+    _add_bench(commands.add_parser("bench", help="what each backend costs against vxlan; needs root"))
     return parser
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rounds", type=_positive, default=ROUNDS, help="of all paths (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=_positive,
+        default=SECONDS,
+        help="of each TCP stream; UDP half (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--trips", type=_positive, default=TRIPS, help="round trips of each sample (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--peer", type=_path, metavar="PROGRAM", help="measure it too, as flannel's backend udp"
+    )
+    parser.add_argument("--json", type=_path, metavar="FILE", help="write every sample to it")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not (number := int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return number
+
+
+def _path(text: str) -> Path | None:
+    """None for an empty one: a variable of make that is not set."""
+    return Path(text) if text else None
 
 
 def main() -> int:
@@ -47,12 +76,11 @@ def main() -> int:
     try:
         if arguments.command == "demo":
             return demo(arguments.backend or list(OVERLAYS))
-        if reason := obstacle(
-            ["iperf3", str(BRIDGE)], [overlay.link for overlay in OVERLAYS.values() if overlay.link]
-        ):
+        if reason := impossible():
             print(f"The bench cannot run here: {reason}")
             return EXIT_IMPOSSIBLE
-        bench()
+        plan = Plan(arguments.rounds, arguments.seconds, arguments.trips, arguments.peer)
+        bench(plan, lambda line: print(line, flush=True), arguments.json)
         return EXIT_WELL
     except LabError as error:
         print(error, file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from flanneld_py.lab.hosts import Host
@@ -34,13 +34,15 @@ class Overlay:
     link: str | None = None
     """What the kernel must be able to make, for requirements.obstacle."""
 
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Of the backend."""
-
     @property
     def config(self) -> str:
         """The JSON of the network config."""
-        return json.dumps({"Network": NETWORK, "Backend": {"Type": self.backend, **self.options}})
+        return network_config(self.backend)
+
+
+def network_config(backend: str, options: Mapping[str, str] | None = None) -> str:
+    """The JSON of the network config."""
+    return json.dumps({"Network": NETWORK, "Backend": {"Type": backend, **(options or {})}})
 
 
 def _echo_requests(packets: Sequence[Any], source: Host, target: Host, layer: str) -> Sequence[Any]:

@@ -162,12 +162,15 @@ class Throughput:
     retransmits: int
 
 
-def tcp_throughput(client: Namespace, server: Namespace, address: str, seconds: float = 3) -> Throughput:
-    """One TCP stream of iperf3 from `client` to `server`, which is reached at `address`."""
+def tcp_throughput(
+    client: Namespace, server: Namespace, address: str, seconds: float = 3, streams: int = 1
+) -> Throughput:
+    """TCP by iperf3 from `client` to `server`, which is reached at `address`; all streams together."""
     listener = server.spawn("iperf3", ["iperf3", "--server", "--one-off", "--forceflush"])
     try:
         wait_for(listener.output, 10, "iperf3 to listen", lambda text: "Server listening" in text)
         command = ["iperf3", "--client", address, "--time", str(seconds), "--json"]
+        command += ["--parallel", str(streams)]
         report = json.loads(client.run([*command, "--connect-timeout", "3000"], timeout=seconds + 30))
     finally:
         server.discard(listener)

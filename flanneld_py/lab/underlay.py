@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from flanneld_py.lab.netns import Namespace
@@ -39,6 +40,13 @@ def ipv6(number: int, segment: int = 0) -> str:
 def mac(number: int, segment: int = 0) -> str:
     """Of eth0 of host `number`: the same in every lab, so that nobody's neighbour cache is ever wrong."""
     return f"02:00:c0:00:{2 + segment:02x}:{number:02x}"
+
+
+_OFFLOADED = re.compile(
+    r"^\s*(tx-tcp\S*segmentation|tx-udp-segmentation|tx-(?:udp_tnl|gre|ipxip)\S*segmentation): \S+$",
+    re.MULTILINE,
+)
+"""Lines of `ethtool -k`, unless the driver fixes them: all that a sender leaves to its port to cut."""
 
 
 class Underlay(Namespace):
@@ -104,6 +112,16 @@ class Underlay(Namespace):
     def detach(self, host: Namespace) -> None:
         """Remove the veth pair at once, not only when the kernel gets to the namespace."""
         self.ip("link", "delete", self.port(host.name))
+
+    def offload(self, host: Namespace, *, on: bool) -> None:
+        """Whether the ports at both ends of the host's cable take packets of 64 KiB uncut, tunnelled or not.
+
+        A veth does by default and never cuts them at all; a wire gets packets of its MTU.
+        """
+        for namespace, port in ((host, "eth0"), (self, self.port(host.name))):
+            names = _OFFLOADED.findall(namespace.run(["ethtool", "-k", port]))
+            settings = [word for name in names for word in (name, "on" if on else "off")]
+            namespace.run(["ethtool", "-K", port, *settings])
 
     def cut(self, host: Namespace) -> None:
         """Take the port of a host down: nothing gets in or out."""
