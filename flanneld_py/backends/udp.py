@@ -154,7 +154,9 @@ class Udp:
         )
 
     def _pump(self, own: Record, host: Host, mtu: int) -> PumpSettings:
-        local: IPAddress | None = host.external.addresses.v4
+        # Peers send to the published address, and take packets from no other; one that a NAT has is not ours.
+        public: IPAddress | None = host.external.public.v4
+        local = public if public in host.local_addresses else host.external.addresses.v4
         if not isinstance(local, IPv4Address):
             raise ConfigError(
                 f"Backend.Type udp carries packets over IPv4, but {host.external.name} has no IPv4 address "

@@ -167,8 +167,8 @@ class RtnetlinkTables:
         } - self._held
         foreign = self._foreign_routes(refused) if refused else {}
         return {
-            place: _conflict(ops[place].key, foreign[ops[place].key])
-            if ops[place].key in foreign
+            place: _conflict(ops[place], foreign[ops[place].key])
+            if ops[place].key in foreign and ops[place].verb == "set"
             else explain(ops[place], refused_so)
             for place, refused_so in failures.items()
             if ops[place].verb == "set" or refused_so.code not in ALREADY_GONE
@@ -243,7 +243,7 @@ class RtnetlinkTables:
     def _set_route(self, op: Op) -> list[bytes]:
         (dev, via, onlink), protocol = op.value
         if op.key in self._beside:
-            raise ValueError(_conflict(op.key, self._beside[op.key]))
+            raise ValueError(_conflict(op, self._beside[op.key]))
         new = op.key not in self._held
         if via is None:
             wanted = self._direct_route(op.key, protocol, self._index(dev), new=new)
@@ -445,5 +445,6 @@ def _odd_hop(destination: IPNetwork) -> NextHop:
     return NextHop("", NOT_ONE_GATEWAY[destination.version], onlink=False)
 
 
-def _conflict(destination: IPNetwork, what: str) -> str:
-    return f"a route to {destination}{what} is not ours; remove it, or the lease of that subnet from etcd"
+def _conflict(op: Op, what: str) -> str:
+    other = "the lease of that subnet from etcd" if op.value.nexthop.via else "choose another Network"
+    return f"a route to {op.key}{what} is not ours; remove it, or {other}"

@@ -18,8 +18,9 @@ const char *const drop_names[DROPS] = {
 #elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SANITIZED 1
 #endif
-/* The choice is made by an ifunc, which glibc has and musl has not; it runs before a sanitizer is set up. */
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__has_attribute) && !defined(SANITIZED)
+/* The choice is made by an ifunc, which glibc has and musl has not; it runs before a sanitizer is set up. clang 14
+ * gives it a name that other files do not find. */
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__has_attribute) && !defined(SANITIZED) && !defined(__clang__)
 #if __has_attribute(target_clones)
 #define FOR_WIDE_VECTORS __attribute__((target_clones("avx2", "default")))
 #endif

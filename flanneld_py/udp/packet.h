@@ -315,13 +315,14 @@ enum icmp_kind {
     ICMP_NO_ROUTE,      /* 3/0 net unreachable · ICMPv6 1/0 */
     ICMP_TIME_EXCEEDED, /* 11/0 · ICMPv6 3/0 */
     ICMP_TOO_BIG,       /* 3/4 fragmentation needed · ICMPv6 2/0; with the MTU */
+    ICMP_KINDS
 };
 
 /* What the sender hears when its packet was dropped; ICMP_NONE for most reasons. */
 enum icmp_kind icmp_for(enum drop reason);
 
-/* Token bucket, 100 a second, at most 100 at once. Zeroes are right; one for each thread. `now`: any monotonic clock
- * in nanoseconds. */
+/* Token bucket, 100 a second, at most 100 at once. Zeroes are right; one for each thread and kind, so that whoever
+ * scans the Network does not keep others from hearing of a narrow path. `now`: any monotonic clock in nanoseconds. */
 struct icmp_budget {
     uint64_t last, credit; /* nanoseconds */
 };

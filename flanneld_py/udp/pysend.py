@@ -30,7 +30,7 @@ OUTER_HEADERS = 28
 RETRY_OFFLOAD, PATH_MTU = 60.0, 1.0
 """Seconds for which a refused offload is not tried again, and the kernel is not asked for a path's MTU."""
 ICMP_RATE = 100
-"""A second, and at most at once."""
+"""Of one kind a second, and at most at once."""
 REFUSES_OFFLOAD = {errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP, errno.ENOPROTOOPT}
 
 
@@ -58,7 +58,8 @@ class Sender:
                 self._icmp[family] = _socket.socket(family, _socket.SOCK_RAW, _socket.IPPROTO_RAW)
             except OSError:  # a kernel without IPv6
                 continue
-        self._tokens, self._tokens_at = float(ICMP_RATE), 0.0
+        self._tokens: dict[str, tuple[float, float]] = {}
+        """Reason → how many are left, and of when; one bucket each, as a scan must not hide a narrow path."""
         self.table: Table | None = None
         self._forget_run()
 
@@ -201,14 +202,15 @@ class Sender:
 
     def _send_singly(self, peer: int, run: Sequence[Sequence[Buffer]]) -> None:
         self._counts.add("offload-refused")
-        worked = False
+        worked = narrow = False
         for pieces in run:
             try:
                 self._send(pieces, peer, [], 1, sum(map(len, pieces)))
                 worked = True
             except OSError as error:
+                narrow |= error.errno == errno.EMSGSIZE
                 self._refused(peer, pieces, error)
-        if worked:  # otherwise it was not the offload's fault
+        if worked and not narrow:  # otherwise it was not the offload's fault
             self._paths.setdefault(peer, Path()).no_segment_until = self._now + RETRY_OFFLOAD
 
     # --- paths too narrow ---
@@ -257,7 +259,7 @@ class Sender:
         if reason not in pypacket.ICMP_ABOUT or self.table is None:
             return
         answer = pypacket.icmp_error(self.table, reason, mtu, packet)
-        if answer is None or not self._icmp_allowed():
+        if answer is None or not self._icmp_allowed(reason):
             return
         # Not through the TUN: what comes from there with an address of this host is a martian, and dropped.
         four = answer[0] >> 4 == 4
@@ -269,10 +271,9 @@ class Sender:
             return
         self._counts.add("icmp-errors")
 
-    def _icmp_allowed(self) -> bool:
-        passed = self._now - self._tokens_at
-        self._tokens, self._tokens_at = min(self._tokens + passed * ICMP_RATE, ICMP_RATE), self._now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
+    def _icmp_allowed(self, reason: str) -> bool:
+        left, at = self._tokens.get(reason, (ICMP_RATE, self._now))
+        left = min(left + (self._now - at) * ICMP_RATE, ICMP_RATE)
+        allowed = left >= 1
+        self._tokens[reason] = (left - allowed, self._now)
+        return allowed

@@ -49,7 +49,7 @@ struct sender {
     struct direction *own;
     const struct table *table;
     struct cursor cursor;
-    struct icmp_budget budget;
+    struct icmp_budget budgets[ICMP_KINDS];
     uint64_t now; /* at the beginning of the batch */
     bool nowait;  /* reads may be told not to wait */
     unsigned run_count;
@@ -95,7 +95,7 @@ static void drop(struct sender *s, enum drop reason, uint16_t mtu, const uint8_t
     if (kind == ICMP_NONE)
         return;
     size_t length = icmp_error(s->table, kind, mtu, packet, inner, answer);
-    if (length == 0 || !icmp_allowed(&s->budget, s->now))
+    if (length == 0 || !icmp_allowed(&s->budgets[kind], s->now))
         return;
     if (send_icmp(s->pump, answer, length))
         count(&s->own->counts[COUNT_ICMP_ERRORS], 1);
@@ -206,18 +206,20 @@ static void run_refused(struct sender *s, struct run *run, int error)
         count(&s->own->drops[DROP_SEND_FAILED], run->segments);
         return;
     }
-    bool worked = false;
+    bool worked = false, narrow = false;
     count(&s->own->counts[COUNT_OFFLOAD_REFUSED], 1);
     for (size_t begin = 0, end; begin < run->pieces; begin = end) {
         size_t length = 0;
         for (end = begin; end < run->pieces && length < run->size; end++)
             length += run->iov[end].iov_len;
-        if (send_plain(s, &run->to, run->iov + begin, end - begin))
+        if (send_plain(s, &run->to, run->iov + begin, end - begin)) {
             worked = true;
-        else
+        } else {
+            narrow |= errno == EMSGSIZE;
             plain_refused(s, &run->to, run->iov + begin, end - begin, errno);
+        }
     }
-    if (worked) /* otherwise it was not the offload's fault */
+    if (worked && !narrow) /* otherwise it was not the offload's fault */
         path_to(s, run->to.sin_addr.s_addr)->no_segment_until = s->now + RETRY_OFFLOAD_NS;
 }
 
