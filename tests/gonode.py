@@ -1,7 +1,7 @@
 """A host that runs Go flannel, played from the compatibility contract alone; imports nothing of the product.
 
 As a process in a host's namespace it leases a subnet, programs the kernel, and follows the others as flannel
-0.28 does, IPv4 with vxlan or host-gw, its defects included:
+0.28 does, IPv4 with vxlan, host-gw or udp, its defects included:
 
 * one unreadable event under the prefix counts as an empty listing, so that all peers go (S1);
 * every later listing reports the own lease as removed (S2) and misses changed attributes (S3);
@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from tests.goproxy import Proxy
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
@@ -37,6 +39,7 @@ LEASE_SECONDS = 86_400
 CANDIDATES = 100
 RECHECK_SECONDS = 10.0
 VXLAN_OVERHEAD = 50
+UDP_OVERHEAD, UDP_PORT = 28, 8285
 KEY = re.compile(r"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([a-f0-9:]+)-(\d+))?$")
 
 
@@ -169,6 +172,11 @@ class Config:
     def type(self) -> str:
         return str(self.backend["type"]).lower()
 
+    @property
+    def published(self) -> str:
+        """Records of udp bear no type."""
+        return "" if self.type == "udp" else self.type
+
     def allows(self, subnet: IPv4Network) -> bool:
         return subnet.prefixlen == self.length and self.lowest <= int(subnet[0]) <= self.highest
 
@@ -215,7 +223,7 @@ class Registry:
         for lease in leases:
             if lease.public == public:
                 if config.allows(lease.subnet):
-                    return self._write(Lease(lease.subnet, public, config.type, data))
+                    return self._write(Lease(lease.subnet, public, config.published, data))
                 self.etcd.delete(self.path(lease))
                 leases.remove(lease)
                 break
@@ -224,7 +232,7 @@ class Registry:
             subnet = previous
         else:
             subnet = random.choice(config.candidates(taken))
-        lease = Lease(subnet, public, config.type, data)
+        lease = Lease(subnet, public, config.published, data)
         if not self.etcd.create(self.path(lease), lease.value):
             sys.exit("lost the race for a subnet")
         return lease
@@ -353,7 +361,38 @@ class HostGw:
         batch("ip", [f"route add {s} via {via} dev {self.iface}" for s, via in missing])
 
 
-Backend = Vxlan | HostGw
+class Udp:
+    data: dict[str, Any] = {}  # noqa: RUF012 - never changed
+
+    def __init__(self, config: Config, _iface: str, address: str, mtu: int) -> None:
+        self.network, self.mtu = config.network, mtu - UDP_OVERHEAD
+        self._proxy = Proxy(address, config.backend.get("port") or UDP_PORT, self.mtu)
+
+    def configure(self, own: Lease) -> None:
+        device = self._proxy.device
+        batch(
+            "ip",
+            [
+                f"address add {own.subnet[0]}/32 dev {device}",
+                f"link set {device} mtu {self.mtu} up",
+                f"route add {self.network} dev {device} scope global",  # there being one is fine
+            ],
+        )
+        self._proxy.start(own.subnet[0])
+
+    def add(self, leases: Iterable[Lease]) -> None:
+        for lease in leases:
+            self._proxy.set(lease.subnet, lease.public)
+
+    def remove(self, leases: Iterable[Lease]) -> None:
+        for lease in leases:
+            self._proxy.delete(lease.subnet)
+
+    def recheck(self) -> None:
+        """Nothing is."""
+
+
+Backend = Vxlan | HostGw | Udp
 
 
 # --- the host -------------------------------------------------------------------------------------
@@ -417,7 +456,8 @@ class Node:
         self._backend.add([lease for lease in added if self._is_peer(lease)])
 
     def _is_peer(self, lease: Lease) -> bool:
-        return lease.key != self._own.key and lease.backend == self._own.backend
+        alike = isinstance(self._backend, Udp) or lease.backend == self._own.backend
+        return lease.key != self._own.key and alike
 
 
 def play(options: argparse.Namespace) -> None:
@@ -425,7 +465,7 @@ def play(options: argparse.Namespace) -> None:
     config = registry.config()
     link = ip("address", "show", "dev", options.iface)[0]
     address = next(entry["local"] for entry in link["addr_info"] if entry["family"] == "inet")
-    kinds: dict[str, type[Backend]] = {"vxlan": Vxlan, "host-gw": HostGw}
+    kinds: dict[str, type[Backend]] = {"vxlan": Vxlan, "host-gw": HostGw, "udp": Udp}
     backend = kinds[config.type](config, options.iface, address, link["mtu"])
     own = registry.acquire(config, address, backend.data, previous_subnet(options.subnet_file))
     backend.configure(own)
@@ -473,7 +513,7 @@ def play_fleet(options: argparse.Namespace) -> None:
         mac = bytes([2, 0x60, 0, 0, number >> 8, number & 255]).hex(":")
         data = {"VNI": config.backend.get("vni", 1), "VtepMAC": mac} if config.type == "vxlan" else {}
         subnet = random.choice(config.candidates(taken))
-        lease = Lease(subnet, str(IPv4Address(options.fleet_from) + number), config.type, data)
+        lease = Lease(subnet, str(IPv4Address(options.fleet_from) + number), config.published, data)
         if not registry.etcd.create(registry.path(lease), lease.value):
             sys.exit("lost the race for a subnet")
         taken.add(subnet)

@@ -11,6 +11,7 @@ from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
 from flanneld_py.lab import wait_for
+from tests.netns.forwarded import forwarded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +69,7 @@ def expected(host: Host, backend: str, *, vni: int = 1, direct: Sequence[str] = 
     own = own_key(host)
     rows: Rows = {}
     if backend == "udp":
-        return _udp_rows(host, own, len(records) - 1)
+        return _udp_rows(host, own, records)
     for key, record in records.items():
         for family in subnets_of(own) if key != own else ():
             if family in subnets_of(key):
@@ -91,10 +92,15 @@ def expected(host: Host, backend: str, *, vni: int = 1, direct: Sequence[str] = 
     return rows
 
 
-def _udp_rows(host: Host, own: str, peers: int) -> Rows:
-    """Whatever the peers are, the kernel holds the same; how many the pump knows the daemon must tell."""
+def _udp_rows(host: Host, own: str, records: dict[str, dict[str, Any]]) -> Rows:
+    """Whatever the peers are, the kernel holds the same; where packets for them go only packets can tell."""
     mtu = external_mtu(host) - UDP_OVERHEAD
-    rows = {f"link {TUN}": f"mtu={mtu} up=True alias=flanneld-py:{host.prefix} runs=True peers={peers}"}
+    rows = {f"link {TUN}": f"mtu={mtu} up=True alias=flanneld-py:{host.prefix} runs=True"}
+    for key, record in records.items():
+        for family, subnet in subnets_of(key).items() if key != own else ():
+            agreed = family == 4 or (record.get(DATA[6]) or {}).get("IPv6") is True
+            if agreed and family in subnets_of(own):
+                rows[f"packets to {subnet}"] = record[PUBLIC[4]]
     networks = json.loads(host.etcd.ctl("get", f"{host.etcd.prefix}/config", "--print-value-only"))
     for family, subnet in subnets_of(own).items():
         base = ip_network(subnet).network_address
@@ -109,15 +115,14 @@ def _actual_udp_rows(host: Host) -> Rows:
     for link in host.ip("-d", "link", "show"):
         if link["ifname"] != TUN:
             continue
-        try:
-            told = json.loads(host.status_file.read_text())
-        except (OSError, ValueError):
-            told = {"peers": {"count": "?"}}
         # A TUN has a carrier as long as somebody reads it.
         rows[f"link {TUN}"] = (
             f"mtu={link['mtu']} up={'UP' in link['flags']} alias={link.get('ifalias')} "
-            f"runs={'LOWER_UP' in link['flags']} peers={told['peers']['count']}"
+            f"runs={'LOWER_UP' in link['flags']}"
         )
+        peers = [key for key, record in host.etcd.leases().items() if record.get(PUBLIC[4]) != host.address]
+        subnets = [subnet for key in peers for subnet in subnets_of(key).values()]
+        rows |= {f"packets to {subnet}": peer for subnet, peer in forwarded(host, subnets).items()}
         for found in host.ip("address", "show", "dev", TUN):
             rows |= {
                 f"address {address['local']}/{address['prefixlen']}": TUN

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 BACKENDS = ("host-gw", "udp", "vxlan")
 IN_KERNEL = ("host-gw", "vxlan")
-"""Those that forward packets while no daemon runs, and that tests/gonode.py plays as flannel does."""
+"""Those that forward packets while no daemon runs."""
 NETWORK = "10.5.0.0/16"
 NETWORK6 = "fd00:5::/48"
 FAMILIES: dict[str, tuple[int, ...]] = {"ipv4": (4,), "dual-stack": (4, 6), "ipv6": (6,)}

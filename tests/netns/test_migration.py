@@ -10,11 +10,13 @@ import pytest
 
 from flanneld_py.lab import wait_for
 from tests.netns.go_hosts import start_go, wait_peers
-from tests.netns.observing import ENOUGH_ANSWERS, wait_answers, wait_status
+from tests.netns.observing import ENOUGH_ANSWERS, start_pings, wait_answers, wait_status
 from tests.netns.oracle import wait_in_order
-from tests.netns.scenes import IN_KERNEL, config
+from tests.netns.scenes import BACKENDS, IN_KERNEL, config
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from flanneld_py.lab import Host, Lab
 
 
@@ -67,7 +69,58 @@ def test_there_and_back_with_every_subnet_kept_and_no_packet_lost(lab: Lab, back
         assert not loss.lost, f"{len(loss.lost)} of {loss.sent}"
 
 
-@pytest.mark.parametrize("backend", IN_KERNEL)
+def test_with_udp_only_packets_of_the_host_in_between_are_lost(
+    lab: Lab, figure: Callable[[str], None]
+) -> None:
+    """Flannel's TUN goes with it; ours would stay without a reader, so cleanup precedes the way back."""
+    lab.etcd.put_config(config("udp"))
+    hosts = lab.add_hosts("alpha", "beta", "gamma")
+    nodes = [start_go(host) for host in hosts]
+    for host in hosts:
+        host.attach_pods()
+        wait_peers(host, "udp")
+    before = {host.name: own(host) for host in hosts}
+
+    def there(host: Host) -> None:
+        nodes[hosts.index(host)].terminate()
+        host.start_daemon().wait_ready()
+        wait_in_order(host, "udp")
+
+    def back(host: Host) -> None:
+        host.daemon.terminate()
+        cleanup(host)
+        start_go(host)
+        wait_peers(host, "udp")
+
+    for change in (there, back):
+        gaps = [change_under_pings(hosts, host, change) for host in hosts]
+        longest = max(gaps) * 1000
+        figure(f"udp: {longest:.0f} ms at most without an answer on the way {change.__name__}, host by host")
+        for host in hosts:
+            key, record = own(host)
+            record.pop("NodeID", None)
+            assert (key, record) == before[host.name]
+
+
+def change_under_pings(hosts: Sequence[Host], host: Host, change: Callable[[Host], None]) -> float:
+    """Change one of three hosts, which the others do not notice; seconds for which it did not answer."""
+    others = [other for other in hosts if other is not host]
+    between, through = start_pings(*others), start_pings(others[0], host)
+    change(host)
+    for ping in (between, through):
+        wait_answers(ping)
+    for other in others:
+        wait_peers(other, "udp")
+    assert between.stop().lost == ()
+    return through.stop().longest_gap
+
+
+def cleanup(host: Host) -> None:
+    flags = [flag for flag in host.flags if not flag.startswith(("--node-id", "--iface"))]
+    host.run([sys.executable, "-m", "flanneld_py.cli.ctl.main", *flags, "cleanup"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_cleanup_before_the_way_back_leaves_go_flannel_a_clean_host(lab: Lab, backend: str) -> None:
     lab.etcd.put_config(config(backend))
     alpha, beta = lab.add_hosts("alpha", "beta")
@@ -75,8 +128,7 @@ def test_cleanup_before_the_way_back_leaves_go_flannel_a_clean_host(lab: Lab, ba
     beta.start_daemon().wait_ready()
     key = own(beta)[0]
     beta.daemon.terminate()
-    flags = [flag for flag in beta.flags if not flag.startswith(("--node-id", "--iface"))]
-    beta.run([sys.executable, "-m", "flanneld_py.cli.ctl.main", *flags, "cleanup"])
+    cleanup(beta)
     start_go(beta)
     assert own(beta)[0] == key, "found by its address"
     for host in (alpha, beta):

@@ -21,17 +21,11 @@ import pytest
 from flanneld_py.lab import Transfer, wait_for
 from flanneld_py.udp.pump import ANSWER_WITHIN, CRASHES, WORKER, Pump, PumpDown, open_socket
 from flanneld_py.udp.table import Peer, SourceCheck
+from tests.netns.entering import inside
 from tests.netns.plain_udp_peer import PlainPeer
-from tests.netns.udp_ends import DEVICE, MTU, PORT, End, as_peer, inside
-from tests.netns.udp_traffic import (
-    IcmpErrors,
-    burst,
-    echo_every_size,
-    odd_sizes,
-    ones_sum,
-    send_raw,
-    super_datagrams,
-)
+from tests.netns.udp_ends import DEVICE, MTU, PORT, End, as_peer
+from tests.netns.udp_packets import DF, IPV4_IN, MF, ipv4
+from tests.netns.udp_traffic import IcmpErrors, exchange, send_raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,7 +43,6 @@ BUSY = {"native": 128 << 20, "python": 8 << 20}
 REPLACED = 25
 """Workers in a row; a packet is in flight at the end of few of them."""
 OFFLOADS = ("tso", "uso", "udp_segment", "udp_gro")
-EVERY_SIZE = range(28, MTU + 1)
 
 
 @pytest.fixture
@@ -74,18 +67,10 @@ def join(*ends: End) -> None:
 
 
 def pair(lab: Lab, make_end: MakeEnd, planes: tuple[Plane, Plane], *off: str) -> tuple[End, End]:
-    a, b = (make_end(host, plane, *off) for host, plane in zip(lab.add_hosts("a", "b"), planes, strict=True))
+    hosts = lab.add_hosts("a", "b")
+    a, b = (make_end(host, plane, *off, ipv6=True) for host, plane in zip(hosts, planes, strict=True))
     join(a, b)
     return a, b
-
-
-def exchange(a: Host, b: Host, size: int = 4 << 20) -> None:
-    """Everything arrives both ways: hashed TCP, echoes of every size with DF, bursts of odd-size UDP."""
-    for source, target in ((a.pod, b.pod), (b.pod, a.pod)):
-        assert Transfer(source, target, target.address, size).finish() == size
-        burst(source, target, odd_sizes(MTU, 1))
-        super_datagrams(source, target, 500, 40)
-    assert echo_every_size(a.pod, b.pod, EVERY_SIZE) == set()
 
 
 # --- interoperation -------------------------------------------------------------------------------
@@ -189,7 +174,9 @@ def test_a_path_narrower_than_the_mtu(lab: Lab, make_end: MakeEnd, plane: Plane)
     errors = IcmpErrors(a.host.pod)
     try:
         send_raw(
-            a.host.pod, ipv4(a.host.pod.address, b.host.pod.address, bytes(1400), df=True), b.host.pod.address
+            a.host.pod,
+            ipv4(a.host.pod.address, b.host.pod.address, bytes(1400), field=DF),
+            b.host.pod.address,
         )
         assert errors.next()[1:4] == (3, 4, narrow)
     finally:
@@ -202,33 +189,6 @@ def test_a_path_narrower_than_the_mtu(lab: Lab, make_end: MakeEnd, plane: Plane)
 
 
 # --- packets made to do harm ----------------------------------------------------------------------
-
-
-def ipv4(
-    source: str, target: str, payload: bytes = b"", *, ttl: int = 64, protocol: int = 253, df: bool = False
-) -> bytes:
-    """A packet whose header is right; 253 is for experiments (RFC 3692)."""
-    header = struct.pack(
-        ">BBHHHBBH4s4s",
-        0x45,
-        0,
-        20 + len(payload),
-        7,
-        0x4000 if df else 0,
-        ttl,
-        protocol,
-        0,
-        IPv4Address(source).packed,
-        IPv4Address(target).packed,
-    )
-    return header[:10] + struct.pack(">H", 0xFFFF & ~ones_sum(header)) + header[12:] + payload
-
-
-def with_bytes(packet: bytes, at: int, new: bytes) -> bytes:
-    """Changed there, its header checksum right again."""
-    packet = packet[:at] + new + packet[at + len(new) :]
-    header = packet[:10] + b"\0\0" + packet[12:20]
-    return header[:10] + struct.pack(">H", 0xFFFF & ~ones_sum(header)) + packet[12:]
 
 
 def crafted(a: Host, b: Host) -> list[tuple[str, bytes]]:
@@ -282,10 +242,10 @@ def test_crafted_datagrams_are_counted(lab: Lab, make_end: MakeEnd, plane: Plane
         for allowed in (
             good,
             ipv4("203.0.113.5", hosts[0].pod.address),  # outside the Network: not masqueraded, but legitimate
-            with_bytes(good, 6, b"\x20\x00"),  # a first fragment
-            with_bytes(good, 6, b"\x00\x10"),  # a later one
+            ipv4(hosts[1].pod.address, hosts[0].pod.address, b"x" * 40, field=MF),  # a first fragment
+            ipv4(hosts[1].pod.address, hosts[0].pod.address, b"x" * 40, field=0x10),  # a later one
             ipv4(
-                hosts[1].pod.address, hosts[0].pod.address, good, protocol=4
+                hosts[1].pod.address, hosts[0].pod.address, good, protocol=IPV4_IN
             ),  # IP-in-IP is the pod's affair
         ):
             peer.sendto(allowed, (hosts[0].address, PORT))

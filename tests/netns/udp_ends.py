@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 from ipaddress import IPv4Address, ip_address, ip_network
 from typing import TYPE_CHECKING
@@ -11,40 +10,17 @@ from typing import TYPE_CHECKING
 from flanneld_py.model import PerFamily
 from flanneld_py.udp.pump import Pump, Running, open_socket, open_tun
 from flanneld_py.udp.table import Here, Peer, SourceCheck, pack
+from tests.netns.entering import inside
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable
 
     from flanneld_py.lab import Host
-    from flanneld_py.lab.netns import Namespace
     from flanneld_py.udp.pump import Plane
 
-CLONE_NEWNET = 0x40000000
 DEVICE = "flannel0"
 MTU = 1500 - 28
 PORT = 8285
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _enter(fd: int) -> None:
-    if _libc.setns(fd, CLONE_NEWNET) != 0:
-        raise OSError(ctypes.get_errno(), "setns")
-
-
-@contextlib.contextmanager
-def inside(namespace: Namespace) -> Iterator[None]:
-    """What this thread opens and starts meanwhile belongs to the namespace."""
-    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    target = os.open(namespace.path, os.O_RDONLY)
-    try:
-        _enter(target)
-        try:
-            yield
-        finally:
-            _enter(before)
-    finally:
-        os.close(before)
-        os.close(target)
 
 
 def subnet(number: int, *, ipv6: bool = False) -> str:

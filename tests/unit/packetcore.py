@@ -25,12 +25,16 @@ SOURCES = [
 NATIVE = ROOT / "tests" / "native"
 STRICT = ["-std=c11", "-g", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
 SANITIZERS = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SWAPS = ["-D_GNU_SOURCE", "-pthread", str(NATIVE / "table_swaps.c"), str(SOURCES[0].with_name("pump.c"))]
 BUILDS = {
     "plain": ["-O3", str(NATIVE / "packet_driver.c")],
     "sanitized": [*SANITIZERS, str(NATIVE / "packet_driver.c")],
     "replay": [*SANITIZERS, "-DREPLAY", str(NATIVE / "fuzz_packet.c")],
+    "swaps-address": [*SANITIZERS, *SWAPS],
+    "swaps-thread": ["-O1", "-fsanitize=thread", *SWAPS],
 }
-DRIVERS = ("plain", "sanitized")
+DRIVERS = ("sanitized", "plain")
+"""In the order in which they are heard: the first one says what is wrong where the other may hang."""
 UNKNOWN = 0xFFFFFFFF
 FITS = ("whole", "fragments", "too-big")
 TCP, UDP = 1, 2
@@ -38,9 +42,9 @@ TCP, UDP = 1, 2
 
 
 @functools.cache
-def build(how: str) -> Path:
-    """A program of BUILDS, with all warnings as errors; gone at the end of the tests."""
-    compiler = shlex.split(os.environ.get("CC", "cc"))
+def build(how: str, cc: str = "") -> Path:
+    """A program of BUILDS, all warnings being errors; gone at the end of the tests. `cc`: $CC, or else cc."""
+    compiler = shlex.split(cc or os.environ.get("CC", "cc"))
     if shutil.which(compiler[0]) is None:
         pytest.skip(f"there is no C compiler {compiler[0]} here")
     place = TemporaryDirectory(prefix="packet-core-")
@@ -75,7 +79,11 @@ class Core:
     def close(self) -> None:
         """Ends it; fails when a sanitizer has something to say."""
         for process in self._running:
-            process.communicate(timeout=30)
+            try:
+                process.communicate(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
         assert [process.returncode for process in self._running] == [0] * len(self._running)
 
     def _ask(self, what: str, data: bytes = b"") -> bytes:
@@ -83,7 +91,7 @@ class Core:
             assert process.stdin is not None
             process.stdin.write(struct.pack("<I", 1 + len(data)) + what.encode() + data)
             process.stdin.flush()
-        answers = [_answer(process) for process in self._running]
+        answers = [_answer(process, what + data.hex()) for process in self._running]
         assert answers.count(answers[0]) == len(answers)
         return answers[0]
 
@@ -139,10 +147,10 @@ class Core:
         return int.from_bytes(self._ask("c", bytes([skip]) + bytes(skip) + data), "big")
 
 
-def _answer(process: subprocess.Popen[bytes]) -> bytes:
+def _answer(process: subprocess.Popen[bytes], request: str) -> bytes:
     assert process.stdout is not None
     head = process.stdout.read(4)
-    assert head, f"it ended with {process.wait(timeout=10)}"
+    assert head, f"it ended with {process.wait(timeout=10)} when asked {request}"
     return process.stdout.read(int.from_bytes(head, "little"))
 
 

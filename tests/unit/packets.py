@@ -41,6 +41,22 @@ ADDRESSES6 = [
         *("2001:db8::1", "::", "::1", "::2", "ff02::1", "fe80::1"),
     )
 ]
+EDGES4 = [
+    ip_address(text).packed
+    for text in (
+        *("10.5.7.0", "10.5.7.255", "10.5.6.255", "10.5.8.0", "10.5.2.0", "10.5.2.255", "10.5.1.255"),
+        *("10.5.3.0", "10.5.3.255", "10.5.0.0", "10.5.255.255", "10.4.255.255", "10.6.0.0"),
+    )
+]
+"""Where the subnets and Networks of `table` begin and end, and what lies beside."""
+EDGES6 = [
+    ip_address(text).packed
+    for text in (
+        *("fd05:0:0:7::", "fd05:0:0:7:ffff:ffff:ffff:ffff", "fd05:0:0:6:ffff:ffff:ffff:ffff"),
+        *("fd05:0:0:8::", "fd05:0:0:2::", "fd05:0:0:2:ffff:ffff:ffff:ffff", "fd05::"),
+        *("fd05:0:0:ffff:ffff:ffff:ffff:ffff", "fd04:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "fd05:0:1::"),
+    )
+]
 EXTENSIONS = [0, 43, 44, 51, 60, 135]
 
 
@@ -113,6 +129,17 @@ def without_sum(packet: bytes) -> bytes:
     return complete(packet[:-2] + checksum, UDP)
 
 
+def _pairs(usual: list[bytes], edges: list[bytes]) -> st.SearchStrategy[tuple[bytes, bytes]]:
+    """Source and destination: received from a peer, sent to one, or any."""
+    peers, ours, either = usual[:3], usual[3:4], st.one_of(st.sampled_from(usual), st.sampled_from(edges))
+    return st.one_of(
+        st.tuples(st.sampled_from(peers), st.sampled_from(ours)),
+        st.tuples(st.sampled_from(ours), st.sampled_from(peers)),
+        st.tuples(either, either),
+    )
+
+
+PAIRS4, PAIRS6 = _pairs(ADDRESSES4, EDGES4), _pairs(ADDRESSES6, EDGES6)
 OCTET, WORD, LONG = st.integers(0, 255), st.integers(0, 65535), st.integers(0, 2**32 - 1)
 TTLS = st.sampled_from([64, 64, 255, 2, 1, 0])
 PAYLOADS = st.one_of(
@@ -158,7 +185,7 @@ BODIES = st.one_of(
 def packets4(draw: st.DrawFn) -> bytes:
     protocol, body = draw(BODIES)
     fields = {"tos": draw(OCTET), "id": draw(WORD), "field": draw(FIELDS4), "ttl": draw(TTLS)}
-    source, destination = draw(st.sampled_from(ADDRESSES4)), draw(st.sampled_from(ADDRESSES4))
+    source, destination = draw(PAIRS4)
     packet = ipv4(source, destination, protocol, body, options=draw(OPTIONS4), **fields)
     return complete(packet, protocol) if _has_checksum(protocol, body) else packet
 
@@ -171,7 +198,7 @@ def packets6(draw: st.DrawFn) -> bytes:
         filling = draw(st.binary(min_size=14, max_size=14))
         body = bytes([protocol, 1]) + (b"\0\0" + filling[2:] if draw(st.booleans()) else filling) + body
         protocol = kind
-    source, destination = draw(st.sampled_from(ADDRESSES6)), draw(st.sampled_from(ADDRESSES6))
+    source, destination = draw(PAIRS6)
     packet = ipv6(source, destination, protocol, body, flow=draw(st.integers(0, 2**28 - 1)), ttl=draw(TTLS))
     return complete(packet, protocol) if _has_checksum(protocol, body) else packet
 

@@ -576,6 +576,19 @@ def test_udp_behind_nat_publishes_the_outer_address_and_sends_from_its_own() -> 
     assert one.desired(record, [], here).pumps["flannel0"].address == ip_address("192.0.2.1")
 
 
+def test_udp_sends_from_the_published_address_where_it_is_the_hosts() -> None:
+    """Peers take packets from that one only, and send to it; --iface may name another."""
+    second = ip_address("192.0.2.77")
+    here = host(1)
+    here = replace(
+        here,
+        external=replace(here.external, public=PerFamily(second)),
+        local_addresses=here.local_addresses | {second},
+    )
+    one = backend("udp")
+    assert one.desired(published_record(one, here, 1), [], here).pumps["flannel0"].address == second
+
+
 def test_udp_without_ipv4_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"EnableIPv4 false: .* udp carries packets over IPv4"):
         backend("udp", (6,))

@@ -104,6 +104,7 @@ def test_make_help_lists_what_people_run() -> None:
         "test",
         "check",
         "fuzz",
+        "sanitize",
         "bench",
         "docs",
         "install",

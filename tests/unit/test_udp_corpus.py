@@ -13,7 +13,9 @@ from tests.unit import packets
 from tests.unit.packetcore import ROOT, build
 
 CORPUS = ROOT / "tests" / "native" / "corpus"
-TABLE, RECEIVE, SEND, JOIN = (bytes([number]) for number in range(4))
+TABLE, RECEIVE, SEND, JOIN, TABLE_MENDED, RECEIVE_MENDED, SEND_MENDED, JOIN_MENDED = (
+    bytes([number]) for number in range(8)
+)
 """First bytes: what fuzz_packet.c runs."""
 A, B, OURS = packets.ADDRESSES4[0], packets.ADDRESSES4[2], packets.ADDRESSES4[3]
 A6, OURS6 = packets.ADDRESSES6[0], packets.ADDRESSES6[3]
@@ -46,6 +48,8 @@ def _received() -> dict[str, bytes]:
         "spoofed": packets.ipv4(B, OURS, UDP, packets.udp(DATA)),
         "elsewhere": packets.ipv4(A, B, UDP, packets.udp(DATA)),
         "short": b"\x45\x00\x00",
+        "bare": _four(b"", 59),
+        "bare6": _six(b"", 59),
     }
 
 
@@ -90,19 +94,30 @@ def _joined() -> dict[str, list[bytes]]:
     return {
         **runs,
         "mixed": mixed,
-        "pushed": [*runs["tcp4"][:2], _four(packets.tcp(DATA[:9], flags=0x18), TCP)],
+        "pushed": [
+            *runs["tcp4"],
+            _four(packets.tcp(DATA[:60], options=STAMPS, sequence=240, flags=0x18), TCP, field=0x4000),
+        ],
+        "shorter": [*runs["udp4"], _four(packets.udp(DATA[:9]), UDP, id=4)],
     }
 
 
 def inputs() -> dict[str, bytes]:
     """Name → contents of the corpus' files."""
-    found = {"table": TABLE + packets.table() + A6, "table-empty": TABLE + packets.table()[:92]}
-    found |= {f"receive-{name}": RECEIVE + packet for name, packet in _received().items()}
+    found = _both("table", TABLE, TABLE_MENDED, A6 + packets.table())
+    found |= _both("table-empty", TABLE, TABLE_MENDED, A6 + packets.table()[:92])
+    for name, packet in _received().items():
+        found |= _both(f"receive-{name}", RECEIVE, RECEIVE_MENDED, packet)
     for name, (vnet, mtu, packet) in _sent().items():
-        found[f"send-{name}"] = SEND + vnet.pack() + mtu.to_bytes(2, "big") + packet
+        found |= _both(f"send-{name}", SEND, SEND_MENDED, vnet.pack() + mtu.to_bytes(2, "big") + packet)
     for name, batch in _joined().items():
-        found[f"join-{name}"] = JOIN + b"".join(len(one).to_bytes(2, "big") + one for one in batch)
+        joined = b"".join(len(one).to_bytes(2, "big") + one for one in batch)
+        found |= _both(f"join-{name}", JOIN, JOIN_MENDED, joined)
     return found
+
+
+def _both(name: str, first: bytes, mended: bytes, rest: bytes) -> dict[str, bytes]:
+    return {name: first + rest, f"{name}-mended": mended + rest}
 
 
 def test_the_corpus_is_what_is_made_here() -> None:

@@ -236,6 +236,16 @@ def test_no_more_than_the_kernel_takes(core: Core, flow: int, size: int, counts:
     assert max(len(entry.packet) for entry in entries) <= 65535
 
 
+@pytest.mark.parametrize(("last", "counts"), [(1235, [53]), (1236, [52, 1])])
+def test_a_joined_packet_is_no_longer_than_its_header_can_say(
+    core: Core, last: int, counts: list[int]
+) -> None:
+    """28 bytes of headers, 52 datagrams, and one that makes 65,535 of it or one more."""
+    sender = flows()[2]
+    entries = core.join([sender.next(1236) for _ in range(52)] + [sender.next(last)])
+    assert [len(entry.split) for entry in entries] == counts
+
+
 @pytest.mark.parametrize("bad", [0, 1, 2])
 def test_a_wrong_checksum_is_never_repaired(core: Core, bad: int) -> None:
     for sender in flows():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -12,9 +13,11 @@ from flanneld_py.udp import reference, referenceicmp
 from flanneld_py.udp.reference import TCP, UDP, Vnet
 from flanneld_py.udp.table import SourceCheck
 from tests.unit import packets
-from tests.unit.packetcore import Core
+from tests.unit.packetcore import Core, build
 
 MANY = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+MORE = settings(MANY, max_examples=1000)
+"""Where much has to come together: the right header, the right peer, and something wrong."""
 SECOND = 1_000_000_000
 A, B, OURS = packets.ADDRESSES4[0], packets.ADDRESSES4[2], packets.ADDRESSES4[3]
 A6, OURS6 = packets.ADDRESSES6[0], packets.ADDRESSES6[3]
@@ -36,6 +39,16 @@ def test_reasons_have_one_list_of_names(core: Core) -> None:
     assert core.names() == reference.DROPS
 
 
+def test_other_compilers_make_one_program_of_it() -> None:
+    """Sanitizers leave out what a compiler may name in its own way: the checksum for wide vectors."""
+    name = b"\1\0\0\0n"
+    answers = {
+        subprocess.run([build("plain", cc)], input=name, capture_output=True, check=True).stdout
+        for cc in ("", "clang")
+    }
+    assert len(answers) == 1
+
+
 @MANY
 @given(st.binary(max_size=3000), st.integers(0, 31))
 def test_checksum_of_any_bytes_anywhere(core: Core, data: bytes, skip: int) -> None:
@@ -53,7 +66,7 @@ def test_received(core: Core, check: SourceCheck) -> None:
     assert core.open_table(packed) == ""
     table = reference.unpack(packed)
 
-    @MANY
+    @MORE
     @given(packets.mutated(), st.sampled_from([None, 0, 0, 1]))
     def same(packet: bytes, sender: int | None) -> None:
         assert core.accept(sender, packet) == reference.accept(table, sender, packet)
@@ -68,7 +81,7 @@ def test_routed(core: Core, packet: bytes) -> None:
     assert core.route(packet) == reference.route(TABLE, packet)
 
 
-@MANY
+@MORE
 @given(packets.PACKETS, st.data())
 def test_sent(core: Core, packet: bytes, data: st.DataObject) -> None:
     """TTL, checksums and segmentation; also of packets whose transport header is broken."""
@@ -92,9 +105,12 @@ def transport_of(packet: bytes) -> int:
 
 
 @MANY
-@given(packets.PACKETS, MTUS, st.data())
-def test_fit(core: Core, packet: bytes, mtu: int, data: st.DataObject) -> None:
+@given(packets.PACKETS, st.data())
+def test_fit(core: Core, packet: bytes, data: st.DataObject) -> None:
     vnet = data.draw(packets.vnets(packet))
+    segment = transport_of(packet) + vnet.gso_size
+    edges = [length + by for length in (len(packet), segment + 8, segment + 20) for by in (-1, 0, 1)]
+    mtu = data.draw(st.one_of(MTUS, st.sampled_from([edge for edge in edges if 68 <= edge < 65508] or [68])))
     assert core.fit(packet, vnet, mtu) == reference.fit(packet, vnet, mtu)
 
 
@@ -114,7 +130,7 @@ def test_fragments(core: Core, packet: bytes, mtu: int) -> None:
         assert payload == packet[header:]
 
 
-@MANY
+@MORE
 @given(packets.PACKETS, st.sampled_from(list(referenceicmp.KINDS)), MTUS)
 def test_icmp(core: Core, packet: bytes, reason: str, mtu: int) -> None:
     expected = referenceicmp.error(TABLE, reason, mtu, packet)

@@ -151,6 +151,7 @@ def test_the_checksum_the_kernel_leaves_to_us(core: Core, version: int, transpor
     start = {4: 20, 6: 40}[version]
     at = start + (16 if transport is TCP else 6)
     _, (whole,) = core.send(right, Vnet())
+    assert recomputed(whole) == whole  # with a TTL of one less
     pseudo = _pseudo_sum(right, start)
     partial = right[:at] + pseudo.to_bytes(2, "big") + right[at + 2 :]
     assert core.send(partial, Vnet(NEEDS_CSUM, 0, 0, 0, start, at - start)) == (None, [whole])
