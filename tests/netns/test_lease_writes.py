@@ -151,6 +151,7 @@ def test_a_registry_of_an_earlier_time_does_not_take_the_host_back_to_its_subnet
 
 def test_a_config_that_demands_another_lease_is_not_applied_while_etcd_is_away(lab: Lab) -> None:
     (alpha,) = overlay(lab, "vxlan", "alpha")
+    alpha.remove_pods()  # their bridge would be outdated by the move
     key, rows = own_key(alpha), actual(alpha, "vxlan")
     change(lab, Network="10.6.0.0/16")
     wait_problem(alpha.daemon, "config-pending")
@@ -173,6 +174,7 @@ def test_a_config_that_demands_another_lease_is_not_applied_while_etcd_is_away(l
 
 def test_a_config_applied_when_etcd_hangs_is_told_to_be_awaited_until_it_answers(lab: Lab) -> None:
     (alpha,) = overlay(lab, "vxlan", "alpha")
+    alpha.remove_pods()  # their bridge would be outdated by the move
     key, rows = own_key(alpha), actual(alpha, "vxlan")
     change(lab, Network="10.6.0.0/16")
     wait_problem(alpha.daemon, "config-pending")
