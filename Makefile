@@ -9,7 +9,7 @@ SECONDS := 60
 ROUNDS := 5
 
 # command=package that brings it: what flanneld_py.lab and the tests run
-TOOLS := etcd=etcd-server etcdctl=etcd-client ip=iproute2 bridge=iproute2 ping=iputils-ping nft=nftables
+TOOLS := etcd=etcd-server etcdctl=etcd-client ip=iproute2 bridge=iproute2 ping=iputils-ping fping=fping nft=nftables
 TOOLS += iperf3=iperf3 tcpdump=tcpdump strace=strace ethtool=ethtool sysctl=procps
 TOOLS += unshare=util-linux nsenter=util-linux setpriv=util-linux prlimit=util-linux stdbuf=coreutils
 TOOLS += openssl=openssl chattr=e2fsprogs iptables=iptables

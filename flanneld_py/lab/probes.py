@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flanneld_py.lab.waiting import CommandFailed, LabError, WaitTimeout, wait_for
+from flanneld_py.lab.waiting import LabError, WaitTimeout, wait_for
 
 if TYPE_CHECKING:
     from flanneld_py.lab.netns import Namespace
@@ -23,8 +23,9 @@ _HEADERS = {4: 20 + 8, 6: 40 + 8}
 """Bytes of the IP and ICMP headers, which ping's -s does not count."""
 _LATE = 1.0
 """Seconds after which an answer counts as lost."""
-_SUMMARY = re.compile(r"(\d+) packets transmitted, (\d+) received")
-_RTT = re.compile(r"rtt min/avg/max/mdev = [\d.]+/([\d.]+)/")
+_SUMMARY = re.compile(
+    r"xmt/rcv/%loss = (?P<sent>\d+)/(?P<received>\d+)/\d+%(, min/avg/max = [\d.]+/(?P<rtt>[\d.]+)/)?"
+)
 _ANSWER = re.compile(r"^\[([\d.]+)\] \d+ bytes from .* icmp_seq=(\d+) ", re.MULTILINE)
 _TIME = re.compile(r"^\[([\d.]+)\] ", re.MULTILINE)
 _SEQUENCE = re.compile(r"icmp_seq=(\d+)\b")
@@ -65,22 +66,39 @@ def ping(
     df: bool,
     wait: float,
 ) -> PingResult:
-    """See Namespace.ping."""
-    argv = ["ping", "-n", "-q", "-c", str(count), "-i", str(interval), "-W", str(wait)]
+    """See Namespace.ping.
+
+    By fping: once one answer has come, iputils' ping waits for the last one no longer than two round trips.
+    """
+    argv = [
+        "fping",
+        "-q",
+        "-i",
+        "0",
+        "-c",
+        str(count),
+        "-p",
+        _milliseconds(interval),
+        "-t",
+        _milliseconds(wait),
+    ]
     if size is not None:
-        argv += ["-s", str(size - _HEADERS[ip_address(address).version])]
+        argv += ["-b", str(size - _HEADERS[ip_address(address).version])]
     if df:
-        argv += ["-M", "do"]
-    try:
-        text = source.run([*argv, address], timeout=count * interval + wait + 30)
-    except CommandFailed as failure:  # exit code 1: no answer
-        text = failure.stdout
-        if not _SUMMARY.search(text):
-            raise
-    summary, rtt = _SUMMARY.search(text), _RTT.search(text)
+        argv += ["-M"]
+    # It exits with 1 when an answer is missing, and says everything on standard error.
+    told = source.run(
+        ["sh", "-c", '"$@" 2>&1 || [ $? -eq 1 ]', "sh", *argv, address], timeout=count * interval + wait + 30
+    )
+    summary = _SUMMARY.search(told)
     if summary is None:
-        raise LabError(f"ping of {address} from {source.name} printed no summary: {text!r}")
-    return PingResult(int(summary[1]), int(summary[2]), float(rtt[1]) if rtt else None)
+        raise LabError(f"ping of {address} from {source.name} printed no summary: {told!r}")
+    rtt = summary["rtt"]
+    return PingResult(int(summary["sent"]), int(summary["received"]), float(rtt) if rtt else None)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:g}"
 
 
 class PingRun:

@@ -20,6 +20,7 @@ _PACKAGES = {
     "ip": "iproute2",
     "bridge": "iproute2",
     "ping": "iputils-ping",
+    "fping": "fping",
     "nft": "nftables",
     "iptables": "iptables",
     "strace": "strace",
@@ -29,7 +30,7 @@ _PACKAGES = {
     "/usr/lib/cni/bridge": "containernetworking-plugins",
 }
 """Command → Debian package."""
-_ALWAYS = ("setpriv", "nsenter", "unshare", "stdbuf", "sysctl", "ip", "bridge", "ping")
+_ALWAYS = ("setpriv", "nsenter", "unshare", "stdbuf", "sysctl", "ip", "bridge", "ping", "fping")
 _LINKS = ("veth", "bridge")
 
 

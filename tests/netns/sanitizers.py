@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flanneld_py.lab.netns import Namespace
 from flanneld_py.udp import pump
 
 if TYPE_CHECKING:
@@ -53,8 +52,6 @@ class Sanitized:
         patch.setattr(pump, "ANSWER_WITHIN", 10 * pump.ANSWER_WITHIN)  # it may be that much slower
         patch.setenv("SANITIZER_LIBRARY", str(self.library))
         patch.setenv("SANITIZED_WORKER", str(self.worker))
-        # iputils' ping waits for its last answer for an interval, or twice the longest round trip
-        patch.setattr(Namespace.ping, "__defaults__", (3, 0.2))
         for name, value in OPTIONS.items():
             patch.setenv(name, f"{value}:log_path={self.reports / name}")
 
