@@ -41,6 +41,7 @@ FILES = {
 """Path → mode, beside the packages."""
 GO_PLUGIN = "opt/cni/bin/flannel"
 SETTINGS = "etc/default/flanneld-py"
+EXTENSION = "flanneld_py/udp/_pump.abi3.so"
 QUICK = {"PIP_NO_DEPS": "1"}
 """For pip, where it does not matter whether the commands would run."""
 BARE = {"PATH": "/usr/bin:/bin", "PYTHONPATH": "/nowhere", "PYTHONHOME": "/nowhere"}
@@ -108,6 +109,8 @@ def test_every_file_is_where_it_is_said_to_be(installed: Installed) -> None:
         in (installed.said)
     )
     assert {path.name for path in installed.packages.iterdir()} >= {"flanneld_py", "grpc", "etcd3", "click"}
+    assert (installed.packages / EXTENSION).exists()
+    assert not any("udp" in line for line in installed.said)
 
 
 def test_nothing_is_left_out(installed: Installed) -> None:
@@ -243,8 +246,10 @@ def test_again_and_away(installed: Installed) -> None:
     listing = installed.root / "usr/lib/flanneld-py/installed"
     listing.write_text(f"{listing.read_text()}file 0 /usr/bin/{stale.name}\n")
 
-    installed.make("install", **QUICK)
+    installed.make("install", **QUICK, CC="false")
 
+    assert any("backend udp will run in Python, slower" in line for line in installed.said)
+    assert not (installed.packages / EXTENSION).exists()
     assert installed.files() == before | {f"{SETTINGS}.dist": 0o640}
     assert settings.read_text() == "FLANNELD_IFACE=eth7\n"
     assert Path(f"{settings}.dist").read_text() == default
