@@ -7,6 +7,7 @@ imports nothing of the product: an error there cannot hide here.
 from __future__ import annotations
 
 import json
+import re
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from flanneld_py.lab import wait_for
 from tests.netns.forwarded import forwarded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from flanneld_py.lab import Host
 
@@ -26,6 +27,9 @@ PUBLIC = {4: "PublicIP", 6: "PublicIPv6"}
 DATA = {4: "BackendData", 6: "BackendV6Data"}
 NO_IPV4 = "0.0.0.0-0"
 """In the place of the IPv4 subnet of a key."""
+_KEY = re.compile(r"\d+\.\d+\.\d+\.\d+-\d+(&|$)")
+_SEEN: dict[str, set[str]] = {}
+"""Prefix → keys, of all looks: only a packet tells whether some still leave for a peer that is gone."""
 Rows = dict[str, str]
 """What → how; one dict for all tables, so that a difference reads as a line."""
 
@@ -101,13 +105,34 @@ def _udp_rows(host: Host, own: str, records: dict[str, dict[str, Any]]) -> Rows:
             agreed = family == 4 or (record.get(DATA[6]) or {}).get("IPv6") is True
             if agreed and family in subnets_of(own):
                 rows[f"packets to {subnet}"] = record[PUBLIC[4]]
-    networks = json.loads(host.etcd.ctl("get", f"{host.etcd.prefix}/config", "--print-value-only"))
+    networks = _networks(host)
     for family, subnet in subnets_of(own).items():
         base = ip_network(subnet).network_address
         rows[f"address {base}/{base.max_prefixlen}"] = TUN
-        network = networks["Network" if family == 4 else "IPv6Network"]
-        rows[f"route {network}"] = f"dev {TUN} proto {PROTOCOL}"
+        rows[f"route {networks[family]}"] = f"dev {TUN} proto {PROTOCOL}"
     return rows
+
+
+def _networks(host: Host) -> dict[int, str | None]:
+    """IP version → Network of the config; where that is garbage, the one that containers were told."""
+    text = host.etcd.ctl("get", f"{host.etcd.prefix}/config", "--print-value-only")
+    try:
+        stored = json.loads(text)
+    except ValueError:
+        told = host.subnet_env()
+        return {4: told.get("FLANNEL_NETWORK"), 6: told.get("FLANNEL_IPV6_NETWORK")}
+    return {4: stored.get("Network"), 6: stored.get("IPv6Network")}
+
+
+def _others(host: Host, ours: Collection[str]) -> list[str]:
+    """The subnets that do not begin with our addresses, also of keys that went since the first look."""
+    prefix = f"{host.etcd.prefix}/subnets/"
+    seen = _SEEN.setdefault(host.prefix, set())
+    seen.update(
+        line.removeprefix(prefix) for line in host.etcd.ctl("get", "--prefix", "--keys-only", prefix).split()
+    )
+    subnets = [subnet for key in sorted(seen) if _KEY.match(key) for subnet in subnets_of(key).values()]
+    return [subnet for subnet in subnets if subnet.partition("/")[0] not in ours]
 
 
 def _actual_udp_rows(host: Host) -> Rows:
@@ -120,15 +145,15 @@ def _actual_udp_rows(host: Host) -> Rows:
             f"mtu={link['mtu']} up={'UP' in link['flags']} alias={link.get('ifalias')} "
             f"runs={'LOWER_UP' in link['flags']}"
         )
-        peers = [key for key, record in host.etcd.leases().items() if record.get(PUBLIC[4]) != host.address]
-        subnets = [subnet for key in peers for subnet in subnets_of(key).values()]
-        rows |= {f"packets to {subnet}": peer for subnet, peer in forwarded(host, subnets).items()}
-        for found in host.ip("address", "show", "dev", TUN):
-            rows |= {
-                f"address {address['local']}/{address['prefixlen']}": TUN
-                for address in found["addr_info"]
-                if address["scope"] == "global"
-            }
+        addresses = [
+            address
+            for found in host.ip("address", "show", "dev", TUN)
+            for address in found["addr_info"]
+            if address["scope"] == "global"
+        ]
+        rows |= {f"address {address['local']}/{address['prefixlen']}": TUN for address in addresses}
+        others = _others(host, [address["local"] for address in addresses])
+        rows |= {f"packets to {subnet}": peer for subnet, peer in forwarded(host, others).items()}
     for version in ("-4", "-6"):
         for route in _main_routes(host, version):
             if route.get("dev") == TUN and "gateway" not in route and route.get("protocol") != "kernel":
