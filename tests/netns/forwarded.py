@@ -59,9 +59,10 @@ class _Probe:
         self._host, self._port = host, port
         self._nonce = os.urandom(12)
         with inside(host.underlay):
-            self._tap = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
+            everything = socket.htons(ETH_P_ALL)
+            self._tap = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, everything))
             self._tap.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
-            self._tap.bind((host.underlay.port(host.name), ETH_P_ALL))
+        self._cables = _cables(host)
         with inside(host):
             self._raw = {
                 4: stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)),
@@ -69,9 +70,10 @@ class _Probe:
                     socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
                 ),
             }
-        self._asked: dict[bytes, tuple[float, bytes]] = {}
-        """Address that ARP asked for → when, and the frame."""
+        self._asked: dict[bytes, tuple[float, str, bytes]] = {}
+        """Address that ARP asked for → when, on which port, and the frame."""
         self._played: list[str] = []
+        """`IP dev NAME` of each neighbour."""
         self._found: dict[int, str] = {}
 
     def run(self, subnets: Sequence[str]) -> dict[str, str]:
@@ -91,7 +93,7 @@ class _Probe:
                 flush = ["ip", "neigh", "flush", "dev", self._host.interface, "nud", "incomplete"]
                 self._host.run(flush)
         if self._played:
-            self._host.ip_batch([f"neigh del {peer} dev {self._host.interface}" for peer in self._played])
+            self._host.ip_batch([f"neigh del {neighbour}" for neighbour in self._played])
         return {subnets[place]: peer for place, peer in self._found.items()}
 
     def _send(self, place: int, subnet: str) -> None:
@@ -107,10 +109,12 @@ class _Probe:
             self._play()
             self._tap.settimeout(min(left, NOBODY_THERE))
             with suppress(TimeoutError):
-                frame, (_, kind, direction, *_) = self._tap.recvfrom(1 << 16)
+                frame, (port, kind, direction, *_) = self._tap.recvfrom(1 << 16)
+                if port not in self._cables:
+                    continue
                 outgoing = direction == socket.PACKET_OUTGOING
                 if kind == ETH_P_ARP:
-                    self._hear(frame, outgoing=outgoing)
+                    self._hear(port, frame, outgoing=outgoing)
                 elif kind == ETH_P_IP and not outgoing:
                     self._read(frame[14:])
 
@@ -124,19 +128,28 @@ class _Probe:
         if text[8:20] == self._nonce:
             self._found[struct.unpack_from(">I", text, 4)[0]] = str(IPv4Address(packet[16:20]))
 
-    def _hear(self, frame: bytes, *, outgoing: bool) -> None:
+    def _hear(self, port: str, frame: bytes, *, outgoing: bool) -> None:
         asked = struct.unpack_from(">H", frame, 20)[0]
         if outgoing and asked == ARP_REPLY:
             self._asked.pop(frame[28:32], None)
         elif not outgoing and asked == ARP_REQUEST:
-            self._asked.setdefault(frame[38:42], (time.monotonic(), frame))
+            self._asked.setdefault(frame[38:42], (time.monotonic(), port, frame))
 
     def _play(self) -> None:
         """Answer in the place of peers that exist in the registry only; what is for them gets no further."""
         now = time.monotonic()
-        for address in [peer for peer, (at, _) in self._asked.items() if at < now - NOBODY_THERE]:
-            _, frame = self._asked.pop(address)
+        for address in [peer for peer, (at, *_) in self._asked.items() if at < now - NOBODY_THERE]:
+            _, port, frame = self._asked.pop(address)
             asker = frame[22:32]
             arp = struct.pack(">HHBBH", 1, ETH_P_IP, 6, 4, ARP_REPLY) + MAC + address + asker
-            self._tap.send(asker[:6] + MAC + struct.pack(">H", ETH_P_ARP) + arp)
-            self._played.append(str(ip_address(address)))
+            self._tap.sendto(asker[:6] + MAC + struct.pack(">H", ETH_P_ARP) + arp, (port, ETH_P_ARP))
+            self._played.append(f"{ip_address(address)} dev {self._cables[port]}")
+
+
+def _cables(host: Host) -> dict[str, str]:
+    """The underlay's end → the host's, of the cables between them; a host may have two."""
+    ports = {
+        (link["ifindex"], link.get("link_index")): link["ifname"] for link in host.underlay.ip("link", "show")
+    }
+    nearby = {(link.get("link_index"), link["ifindex"]): link["ifname"] for link in host.ip("link", "show")}
+    return {str(ports[ends]): str(name) for ends, name in nearby.items() if ends in ports}
