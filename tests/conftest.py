@@ -23,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+REPORT_END = 3000  # of a report's text: the assertion, and the last lines of the logs
 FIGURES = pytest.StashKey[list[str]]()
 
 
@@ -81,6 +82,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("measured")
         for line in figures:
             terminalreporter.line(line)
+    once = terminalreporter.getreports("rerun")
+    if once:
+        terminalreporter.section(f"failed once, then passed or failed again: {len(once)}", yellow=True)
+        for report in once:
+            terminalreporter.line(f"{report.nodeid} ({report.when}): {report.longreprtext[-REPORT_END:]}")
     skipped = len(terminalreporter.getreports("skipped"))
     if skipped:
         terminalreporter.section(f"NOT RUN: {skipped} (reasons below)", sep="!", yellow=True, bold=True)

@@ -1,8 +1,7 @@
-"""Links, addresses, host facts, sysctls and files against a real kernel, read with `ip -j -d`."""
+"""Links and their addresses against a real kernel, read with `ip -j -d`."""
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
@@ -11,17 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from flanneld_py.core.ownership import link_alias
-from flanneld_py.drivers.files import HostFiles
 from flanneld_py.drivers.kernel import KernelLinks, read_host
-from flanneld_py.model import Op, PerFamily, Scope, State, VxlanLink
+from flanneld_py.model import Scope, State, VxlanLink
 from tests.netns import inside
 from tests.netns.inside import Namespace
+from tests.netns.kernel.applying import outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    from flanneld_py.drivers.base import Driver
     from tests.netns.inside import Agent
 
 PREFIX = "/coreos.com/network"
@@ -31,38 +28,6 @@ DEV, DEV6 = "flannel.1", "flannel-v6.1"
 SCOPE = Scope(PREFIX, NETWORKS, devices=frozenset({DEV, DEV6}))
 LINK = VxlanLink(1, 8472, "u0", ip_address("192.0.2.1"), 1450, "02:00:00:00:00:01", ALIAS)
 LINK6 = replace(LINK, local=ip_address("fd99::1"), mtu=1430, mac="02:00:00:00:00:06")
-
-
-@pytest.fixture
-def net() -> Iterator[Namespace]:
-    """Two underlays: u0 (192.0.2.1, 192.0.2.3, fd99::1) and v0 (192.0.3.1)."""
-    with Namespace() as namespace:
-        namespace.run("sysctl", "-qw", "net.ipv6.conf.default.addr_gen_mode=1")
-        namespace.ip(
-            "link add u0 type veth peer name u1",
-            "link add v0 type veth peer name v1",
-            *(f"link set {dev} up" for dev in ("u0", "u1", "v0", "v1")),
-            "addr add 192.0.2.1/24 dev u0",
-            "addr add 192.0.2.3/24 dev u0",
-            "addr add fd99::1/64 dev u0 nodad",
-            "addr add 192.0.3.1/24 dev v0",
-        )
-        yield namespace
-
-
-@pytest.fixture
-def agent(net: Namespace) -> Agent:
-    return net.agent()
-
-
-@pytest.fixture
-def links(agent: Agent) -> KernelLinks:
-    return agent.make(KernelLinks, PREFIX)
-
-
-def outcome(driver: Driver, verb: Any, table: Any, key: object, value: object = None) -> str | None:
-    (only,) = driver.apply([Op(verb, table, key, value)])
-    return only.error
 
 
 def shown(net: Namespace, name: str) -> VxlanLink:
@@ -452,107 +417,3 @@ def test_looking_does_not_load_pyroute2(agent: Agent, links: KernelLinks) -> Non
     assert not agent.call(inside.loaded, "pyroute2")
     outcome(links, "set", "links", DEV, LINK)
     assert agent.call(inside.loaded, "pyroute2")
-
-
-# --- host facts -----------------------------------------------------------------------------------
-
-
-def test_host_facts_are_those_ip_shows(net: Namespace, agent: Agent) -> None:
-    net.ip(
-        "link add flannel.1 type vxlan id 1 dstport 8472 dev u0",
-        "link set flannel.1 alias some_words",
-        "link add br0 type bridge",
-        "addr add 10.1.1.1 peer 10.1.1.2/32 dev v0",
-        "addr add 192.0.9.77/24 dev u0 scope link",
-        "addr add fd99::2/64 dev u0 nodad preferred_lft 0 valid_lft 1000",
-        "link set v0 mtu 1300",
-        "link set lo down",
-    )
-    facts = agent.call(read_host)
-    rows = {row["ifname"]: row for row in net.show("addr")}
-    assert facts.ipv6
-    assert [link.name for link in facts.links] == list(rows)
-    for link in facts.links:
-        row = rows[link.name]
-        assert (link.index, link.mtu, link.mac) == (row["ifindex"], row["mtu"], row["address"])
-        assert link.up == ("UP" in row["flags"])
-        assert link.kind == row.get("linkinfo", {}).get("info_kind", "")
-        assert link.alias == row.get("ifalias", "")
-        assert {
-            (str(a.address), a.scope, a.deprecated, a.permanent, a.secondary) for a in link.addresses
-        } == {
-            (
-                f"{a['local']}/{a['prefixlen']}",
-                a["scope"],
-                a.get("deprecated", False),
-                not a.get("dynamic", False),
-                a.get("secondary", False),
-            )
-            for a in row["addr_info"]
-        }
-
-
-def test_host_facts_with_a_name_that_is_no_utf8(net: Namespace, agent: Agent) -> None:
-    net.run("ip", "link", "add", os.fsdecode(b"caf\xe9"), "type", "bridge")
-    assert "caf\\xe9" in {link.name for link in agent.call(read_host).links}
-
-
-FIRST, SECOND = "route add default via 192.0.3.9", "route add default via 192.0.2.9"
-
-
-@pytest.mark.parametrize(
-    ("lines", "devices"),
-    [
-        ((), PerFamily()),
-        (("route add default via 192.0.2.254",), PerFamily(v4="u0")),
-        (("route add default via fd99::9",), PerFamily(v6="u0")),
-        (("route add default dev v0 table 7", "route add 0.0.0.0/1 via 192.0.2.254"), PerFamily()),
-        (("route add blackhole default",), PerFamily()),
-        (("route add default nexthop via 192.0.3.9 nexthop via 192.0.2.9",), PerFamily("v0")),
-        (("nexthop add id 5 via 192.0.3.9 dev v0", "route add default nhid 5"), PerFamily("v0")),
-        ((f"{FIRST} metric 9", f"{SECOND} metric 50"), PerFamily("v0")),
-        ((FIRST, f"{SECOND} metric 9", "link set v1 down"), PerFamily("u0")),
-    ],
-)
-def test_the_default_routes_device(
-    net: Namespace, agent: Agent, lines: tuple[str, ...], devices: PerFamily[str]
-) -> None:
-    net.ip(*lines)
-    assert agent.call(read_host).default_devices == devices
-
-
-# --- sysctls and files ----------------------------------------------------------------------------
-
-
-def test_sysctls(net: Namespace, agent: Agent, links: KernelLinks) -> None:
-    outcome(links, "set", "links", DEV, LINK)
-    files = agent.make(HostFiles)
-    key = f"net/ipv6/conf/{DEV}/accept_ra"
-    scope = replace(SCOPE, sysctls=frozenset({key, "net/ipv6/conf/gone.1/accept_ra"}))
-    assert files.observe(scope) == State(sysctls={key: "1"})
-    assert outcome(files, "set", "sysctls", key, "0") is None
-    assert files.observe(scope) == State(sysctls={key: "0"})
-    assert net.run("cat", f"/proc/sys/{key}") == "0\n"
-    assert outcome(files, "set", "sysctls", "net/ipv6/conf/gone.1/accept_ra", "0") == (
-        "cannot write '0' to /proc/sys/net/ipv6/conf/gone.1/accept_ra: No such file or directory (ENOENT)"
-    )
-    assert outcome(files, "set", "sysctls", key, "many") == (
-        f"cannot write 'many' to /proc/sys/{key}: Invalid argument (EINVAL)"
-    )
-
-
-@pytest.mark.parametrize(
-    ("spoil", "reason"),
-    [("true", "No space left on device (ENOSPC)"), ("mount -o remount,ro", "Read-only file system (EROFS)")],
-)
-def test_a_disk_that_takes_nothing(net: Namespace, tmp_path: Path, spoil: str, reason: str) -> None:
-    script = f"""
-        mount -t tmpfs -o size=16k none {tmp_path} && echo old > {tmp_path}/subnet.env &&
-        {spoil} {tmp_path} && exec "$@" """
-    agent = net.agent("unshare", "--mount", "sh", "-c", script, "sh")
-    files = agent.make(HostFiles)
-    path = f"{tmp_path}/subnet.env"
-    error = outcome(files, "set", "files", path, "new\n" * 10_000)
-    assert error == f"cannot write {path}: {reason}"
-    assert files.observe(replace(SCOPE, files=frozenset({path}))).files == {path: "old\n"}
-    assert agent.call(inside.listing, str(tmp_path)) == ["subnet.env"]
