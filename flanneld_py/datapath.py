@@ -16,6 +16,8 @@ class TunLink:
     mtu: int
     alias: str
     up: bool = True
+    queue: int = 1000
+    """Packets that it holds while its pump is replaced; the kernel's default is 500."""
 
 
 Plane: TypeAlias = Literal["auto", "native", "python"]

@@ -53,7 +53,9 @@ KEYS = (
     Key(
         "DataPlane",
         '"auto"',
-        "what moves packets: `native` (compiled), `python` (slower), or `auto`: native where it can be used",
+        "what moves packets: `python` (slower), or `auto`: `native` (compiled), and Python where the "
+        "extension is not installed or has crashed three times within a minute; `native` is the same, but a "
+        "missing extension is then a problem in the status",
     ),
     Key(
         "SourceCheck",

@@ -198,7 +198,8 @@ def _unfit(record: Record, here: _Here) -> str | None:
             return f"public address {public} is this host's own"
         if public is not None and public in here.broadcasts:
             return f"public address {public} is the broadcast address of {here.broadcasts[public]}"
-    if record.backend_type != here.backend_type:
+    if record.backend_type != here.backend_type and (record.backend_type, here.backend_type) != ("udp", ""):
+        # flannel's udp writes no type, and takes records of any.
         whose = f"{here.whose} is {here.backend_type or 'udp or alloc'}"
         return f"{OTHER_BACKEND} {record.backend_type or 'udp or alloc'}, {whose}"
     return None

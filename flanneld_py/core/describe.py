@@ -34,6 +34,10 @@ NOUNS: dict[Table, str] = {
 }
 
 
+WAITS = "waits for "
+"""How the error of an op begins that was not tried, as another one has failed."""
+
+
 def describe(op: Op) -> str:
     """One line: `set route 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink`."""
     parts = (op.verb, NOUNS[op.table], *_ROWS[op.table](op.key, op.value if op.verb == "set" else None))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 
+from flanneld_py.core.describe import WAITS
 from flanneld_py.core.duration import duration
 from flanneld_py.daemon.inbox import Levels, Problem, Report
 from flanneld_py.model import Table
@@ -141,13 +142,21 @@ def _kernel(levels: Levels, now: float) -> Check:
         return Check("kernel", True, "as it should be")
     state, why = "not as it should be", report.problem.reason if report.problem else ""
     if report.failed and not why:
-        op, error = report.failed[0]
-        why = f"{op}: {error} ({len(report.failed)} in all)"
+        why = first_failure(report.failed)
     if now - since < KERNEL_GRACE and report.passes:
         return Check("kernel", True, state, why, since, tolerated=KERNEL_GRACE)
     if report.problem is None and _concerns_few_peers(report):
         return Check("kernel", True, "as it should be but for some peers", why, since)
     return Check("kernel", False, state, why, since)
+
+
+def first_failure(failed: Sequence[tuple[str, str]]) -> str:
+    """The first of these (op, error) that does not just wait for another, and how many there are."""
+    roots = [row for row in failed if not row[1].startswith(WAITS)] or list(failed)
+    op, error = roots[0]
+    waiting = len(failed) - len(roots)
+    more = f", and {waiting} more wait for others" if waiting else ""
+    return f"{op}: {error} ({len(roots)} in all{more})"
 
 
 def _concerns_few_peers(report: Report) -> bool:

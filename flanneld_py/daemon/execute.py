@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
-from flanneld_py.core.describe import describe_key
+from flanneld_py.core.describe import WAITS, describe_key
 from flanneld_py.core.plan import lost_devices, referents, replaces, rows_on, still_needed
 from flanneld_py.drivers.base import Driver
 from flanneld_py.errors import KernelError
@@ -105,12 +105,12 @@ def _waiting(
     """Key of each op that must wait → why."""
     needed = still_needed(want, have, failed) if batch[0].verb == "del" else set()
     waits = {op.key: reason for op in batch if (reason := _waits(op, want, failed))}
-    waits |= {op.key: "waits for what shall replace it" for op in batch if (op.table, op.key) in needed}
+    waits |= {op.key: f"{WAITS}what shall replace it" for op in batch if (op.table, op.key) in needed}
     return waits
 
 
 def _waits(op: Op, want: State, failed: Mapping[tuple[Table, object], str]) -> str | None:
     for referent in referents(op, want):
         if referent in failed:
-            return f"waits for {describe_key(*referent)}: {failed[referent]}"
+            return f"{WAITS}{describe_key(*referent)}: {failed[referent]}"
     return None

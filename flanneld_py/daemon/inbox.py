@@ -125,6 +125,10 @@ class DataPlane:
     pid: int | None = None
     offloads: tuple[str, ...] = ()
     restarts: int = 0
+    asked: str = ""
+    """native, python or auto."""
+    port: int | None = None
+    source_check: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,10 @@ class Levels:
     data_plane: DataPlane | None = None  # data-plane
     """None: the kernel's own."""
     data_plane_problem: Problem | None = None
+    fallback_problem: Problem | None = None
+    """It runs, but not as it was asked to."""
+    loss_problem: Problem | None = None
+    """It runs, and loses packets."""
     kernel_changes: int = 0
     """Counts the changes somebody else made to what is ours."""
     inherited: tuple[IPNetwork, ...] = ()

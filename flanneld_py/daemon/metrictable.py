@@ -12,8 +12,10 @@ from flanneld_py.core.freesubnets import count_free
 from flanneld_py.daemon.checks import Check, is_ready
 from flanneld_py.daemon.counts import Counts, Durations, Labels
 from flanneld_py.daemon.inbox import Levels
+from flanneld_py.daemon.status import WAYS
 from flanneld_py.drivers.counters import LinkCounters
 from flanneld_py.model import Table
+from flanneld_py.udp.pycounts import ONE_WAY
 
 PREFIX = "flanneld_"
 TABLES: tuple[Table, ...] = get_args(Table)
@@ -133,9 +135,6 @@ def _tunnels(name: Literal["packets", "bytes", "drops"]) -> Callable[[Scrape], V
     return read
 
 
-WAYS = {"send": "tx", "receive": "rx"}
-
-
 def _udp(name: str) -> Callable[[Scrape], Values]:
     """A counter of each direction."""
 
@@ -151,9 +150,14 @@ def _udp_drops(now: Scrape) -> Values:
     found: dict[Labels, float] = {}
     for name, number in now.traffic.items():
         way, _, reason = name.partition(".drop.")
-        if reason:
+        if reason and not any(reason in only for other, only in ONE_WAY.items() if other != way):
             found[WAYS[way], reason] = number
     return found
+
+
+def _udp_info(now: Scrape) -> Values:
+    plane = now.levels.data_plane
+    return {(plane.runs,): 1} if plane is not None and plane.runs else {}
 
 
 METRICS: tuple[Metric, ...] = (
@@ -312,6 +316,7 @@ METRICS: tuple[Metric, ...] = (
         _tunnels("drops"),
         ("direction",),
     ),
+    Metric("udp_info", "gauge", "1; what forwards the packets: native or python.", _udp_info, ("plane",)),
     Metric(
         "udp_packets_total",
         "counter",

@@ -110,6 +110,7 @@ class Publisher:
 
 
 def _without_times(status: dict[str, Any]) -> dict[str, Any]:
-    """A later `since` of the same problem is no change."""
+    """A later `since` of the same problem is no change, nor are packets that were counted meanwhile."""
     problems = [{**problem, "since": None} for problem in status.get("problems", [])]
-    return {**status, "problems": problems}
+    plane = status.get("data_plane")
+    return {**status, "problems": problems, "data_plane": plane and {**plane, "traffic": None}}

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import structlog
 
-from flanneld_py.core.describe import describe
+from flanneld_py.core.describe import WAITS, describe
 from flanneld_py.core.linger import Departures, departures, departures_since
 from flanneld_py.core.pace import RetrySchedule, TokenBucket
 from flanneld_py.core.plan import apply_all, lost_devices, plan, referents
@@ -37,6 +37,7 @@ APART: tuple[Table, ...] = ("rules",)
 """Tables that others change as well, perhaps all the time while we read; nothing else builds on them."""
 UNFIT = "put that right on this host, or store another network config; it is followed at once"
 TRIED_AGAIN = "remove the cause; it is tried again by itself"
+UNTRIED = "not tried yet"
 SHOWN = 5
 """Ops named in a log line."""
 
@@ -292,13 +293,14 @@ class Reconciler:
         memory.failing = Counter(op.table for op in left)
         known, unread = dict(self._inbox.levels.report.failed), self._executor.unread
         rows = tuple(
-            (text := describe(op), failed.get(op) or unread.get(op.table) or known.get(text, "not tried yet"))
+            (text := describe(op), failed.get(op) or unread.get(op.table) or known.get(text, UNTRIED))
             for op in left
         )
-        news = [row for row in rows if known.get(row[0]) != row[1]]
+        news = [row for row in rows if known.get(row[0]) != row[1] and row[1] != UNTRIED]
         if news:
             # The first tells the story; with a missing device there may be thousands of them.
-            self._log.warning("apply_failed", op=news[0][0], error=news[0][1], count=len(rows))
+            op, error = next((row for row in news if not row[1].startswith(WAITS)), news[0])
+            self._log.warning("apply_failed", op=op, error=error, count=len(rows))
         return rows
 
     def _report(self, target: Target, failed: tuple[tuple[str, str], ...]) -> None:

@@ -46,7 +46,7 @@ from flanneld_py.daemon.peermemory import PeerMemory
 from flanneld_py.daemon.publisher import Publisher
 from flanneld_py.daemon.reconciler import Reconciler
 from flanneld_py.daemon.registrywatch import RegistryWatch
-from flanneld_py.daemon.status import Process, compose, compose_peers
+from flanneld_py.daemon.status import Process, compose, compose_peers, what_stays
 from flanneld_py.daemon.subnetfile import SubnetFileWatch
 from flanneld_py.daemon.target import Settings, Target
 from flanneld_py.drivers.blackholes import Blackholes
@@ -216,7 +216,7 @@ class Daemon:
         tuns = Tuns()
         self._rules = PacketRules(names, settings.tools, self._filterwatch.places)
         tables, links, blackholes = RtnetlinkTables(prefix), KernelLinks(prefix, tuns), Blackholes(prefix)
-        tunnel = self._make_tunnel(options, tuns)
+        tunnel = self._make_tunnel(options, tuns, links)
         self._monitor = Monitor(ignore_ports={*tables.port_ids, *links.port_ids, *blackholes.port_ids})
         self._reconciler = Reconciler(
             Executor((links, tunnel, tables, blackholes, Offloads(), self._rules, HostFiles())),
@@ -276,12 +276,12 @@ class Daemon:
         for look in self._looks:
             look()
 
-    def _make_tunnel(self, options: Options, tuns: Tuns) -> Tunnel:
+    def _make_tunnel(self, options: Options, tuns: Tuns, links: KernelLinks) -> Tunnel:
         """It forwards at once where an earlier process left something to forward with."""
         tunnel = Tunnel(options.etcd.prefix, tuns, FdStore())
         self._dataplane = DataPlaneWatch(self._inbox, tunnel.look, options.tunnel_file)
         tunnel.changed = self._dataplane.remember
-        take_over(tunnel, tuns, self._kept, lambda: _old_text(options.tunnel_file))
+        take_over(tunnel, self._kept, lambda: _old_text(options.tunnel_file), links.marked)
         return tunnel
 
     def _follow(self, target: Target) -> None:
@@ -399,7 +399,9 @@ class Daemon:
             self._log.info("stop", reason=str(self.ended_by or "a defect of ours"))
         else:
             self._log.info("stop", signal=signal.Signals(number).name)
-        self._notifier.send(STOPPING="1", STATUS="stopping; the data plane stays")
+        network = self._inbox.levels.network_in_force
+        stays = what_stays(network.backend.type if network else None)
+        self._notifier.send(STOPPING="1", STATUS=f"stopping; {stays}")
         deadline = boottime() + STOP_WITHIN
         self._inbox.stop()
         self._registrywatch.stop()

@@ -11,10 +11,12 @@ from flanneld_py import __version__
 from flanneld_py.backends.base import options_of
 from flanneld_py.core.admit import OTHER_BACKEND, OUTSIDE
 from flanneld_py.core.records import shortened
-from flanneld_py.daemon.checks import NEEDED_TO_START, is_ready, ready_checks
+from flanneld_py.daemon.checks import NEEDED_TO_START, first_failure, is_ready, ready_checks
 from flanneld_py.daemon.inbox import LeaseState, Levels, Problem, boottime, utc_now
 from flanneld_py.model import External
 
+WAYS = {"send": "tx", "receive": "rx"}
+"""Directions of the data plane as it names them, and as everybody else is told."""
 SHOWN_FAILURES = 20
 SHOWN_BAD = 50
 IF_GONE = "if it is gone, remove its record (flannelctl leases release)"
@@ -79,7 +81,7 @@ def compose(
         "mtu": report.mtu,
         "offloads": {dev: "on" if on else "off" for dev, on in report.offloads.items()},
         "rules_by": report.rules_by,
-        "data_plane": _data_plane(levels),
+        "data_plane": _data_plane(levels, process.traffic()),
         "external": _external(host.external) if host else None,
         "lease": _lease(lease),
         "registry": {
@@ -120,7 +122,7 @@ def _external(external: External) -> dict[str, Any]:
     }
 
 
-def _data_plane(levels: Levels) -> dict[str, Any] | None:
+def _data_plane(levels: Levels, traffic: Mapping[str, int]) -> dict[str, Any] | None:
     plane = levels.data_plane
     if plane is None:
         return None
@@ -129,8 +131,20 @@ def _data_plane(levels: Levels) -> dict[str, Any] | None:
         "runs": plane.runs or None,
         "why": plane.why or None,
         "pid": plane.pid,
+        "port": plane.port,
         "offloads": list(plane.offloads),
         "restarts": plane.restarts,
+        "traffic": {
+            label: {
+                "packets": traffic.get(f"{way}.packets", 0),
+                "drops": {
+                    name.removeprefix(f"{way}.drop."): number
+                    for name, number in traffic.items()
+                    if number and name.startswith(f"{way}.drop.")
+                },
+            }
+            for way, label in WAYS.items()
+        },
     }
 
 
@@ -176,6 +190,8 @@ def find_problems(levels: Levels) -> Iterator[Problem]:
         levels.checksum_problem,
         levels.filter_problem,
         levels.data_plane_problem,
+        levels.loss_problem,
+        levels.fallback_problem,
         _lease_problem(levels),
         levels.report.problem,
     ):
@@ -184,10 +200,9 @@ def find_problems(levels: Levels) -> Iterator[Problem]:
     if levels.report.passes:
         yield from _left_out(levels)
     if levels.report.failed:
-        op, error = levels.report.failed[0]
         yield Problem(
             "apply-failed",
-            f"{op}: {error} ({len(levels.report.failed)} in all)",
+            first_failure(levels.report.failed),
             "remove the cause; it is tried again by itself",
             levels.report.failing_since,
         )
@@ -237,10 +252,17 @@ def why_not_ready(status: dict[str, Any]) -> str:
     return "; ".join(failing)
 
 
+def what_stays(backend: str | None) -> str:
+    """What becomes of the overlay while no daemon runs."""
+    if backend == "udp":
+        return "nobody forwards: containers are cut off until it runs again"
+    return "the data plane stays"
+
+
 def one_line(status: dict[str, Any]) -> str:
     """The status in a line, for `systemctl status`."""
     if status["state"] == "stopped":
-        return "stopped; the data plane stays"
+        return f"stopped; {what_stays(status['backend'])}"
     if status["problems"]:
         reason = " ".join(status["problems"][0]["reason"].splitlines())
         return f"{status['state']}: {reason}"

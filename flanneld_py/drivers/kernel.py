@@ -55,8 +55,6 @@ IPV6_MIN_MTU = 1280
 """A device with less has no IPv6 (RFC 8200, section 5; addrconf_notify of net/ipv6)."""
 TEMPORARY_NAME = "flannel-"
 """Of a device that is to take another's place: what is said of `flannel*` elsewhere holds for it, too."""
-TUN_QUEUE = 1000
-"""Packets that a TUN holds while its pump is replaced; the kernel's default is 500."""
 GO_FLANNEL_NAME = re.compile(r"flannel(-v6)?\.\d+")
 FIRST_INDEX = 1 << 24
 """Above the interface indexes that the kernel gives out by itself, counting up from 1."""
@@ -134,6 +132,11 @@ class KernelLinks:
     def port_ids(self) -> frozenset[int]:
         """The netlink port ids we write from, by which a monitor knows our own changes."""
         return frozenset({self._netlink.port_id})
+
+    def marked(self) -> frozenset[str]:
+        """The names of the devices that bear our mark now."""
+        devices = read_overlay_devices(self._netlink)
+        return frozenset(device.name for device in devices if device.alias == self._own.alias)
 
     def close(self) -> None:
         self._netlink.close()
@@ -282,7 +285,7 @@ class KernelLinks:
         try:
             self._tuns.make(name)
             index = socket.if_nametoindex(name)
-            request = {"index": index, "ifalias": want.alias, "mtu": want.mtu, "txqlen": TUN_QUEUE}
+            request = {"index": index, "ifalias": want.alias, "mtu": want.mtu, "txqlen": want.queue}
             refused = next(
                 filter(
                     None,

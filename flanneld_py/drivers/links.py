@@ -35,6 +35,8 @@ class Device:
     mac: str
     kind: str
     alias: str
+    queue: int
+    """Packets: txqueuelen."""
     info: dict[int, bytes]
     """The kind's own attributes, IFLA_INFO_DATA."""
 
@@ -120,6 +122,7 @@ def _device(datagram: bytes, start: int, end: int) -> Device:
         mac=found.get(rt.IFLA_ADDRESS, b"").hex(":"),
         kind=text(info.get(rt.IFLA_INFO_KIND, b"")),
         alias=text(found.get(rt.IFLA_IFALIAS, b"")),
+        queue=number(found.get(rt.IFLA_TXQLEN)),
         info=nested(info.get(rt.IFLA_INFO_DATA, b"")),
     )
 

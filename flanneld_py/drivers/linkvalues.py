@@ -19,7 +19,7 @@ IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_GBP = 15, 17, 23
 
 def link_of(device: Device) -> Link:
     if device.kind == "tun":
-        return TunLink(device.mtu, device.alias, device.up)
+        return TunLink(device.mtu, device.alias, device.up, device.queue)
     return vxlan_of(device)
 
 
@@ -49,6 +49,8 @@ def changes(have: Link, want: Link) -> dict[str, dict[str, Any]]:
         found |= _vxlan_changes(have, want)
     if have.mtu != want.mtu:
         found["MTU"] = {"mtu": want.mtu}
+    if isinstance(have, TunLink) and isinstance(want, TunLink) and have.queue != want.queue:
+        found["queue"] = {"txqlen": want.queue}
     if have.up != want.up:
         found["state"] = {"state": "up" if want.up else "down"}
     return found

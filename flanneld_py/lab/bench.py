@@ -21,8 +21,11 @@ from flanneld_py.lab.cnibench import BRIDGE, add_overhead
 from flanneld_py.lab.overlays import OVERLAYS
 from flanneld_py.lab.requirements import obstacle
 from flanneld_py.lab.topology import Lab
+from flanneld_py.lab.waiting import LabError
 
 ROUNDS, SECONDS, TRIPS = 5, 2, 5000
+MUCH = 0.25
+"""Of the processors; with more than that taken by others the figures are theirs as well."""
 UNDERLAYS = {"veth, with all its offloads": True, "segmentation and tunnel offloads off": False}
 """What the underlay is → whether its ports take packets of 64 KiB uncut, which no wire does."""
 
@@ -60,6 +63,10 @@ def bench(plan: Plan, say: Say = print, save: Path | None = None) -> None:
     Raises:
         LabError: hardly anything arrived by one of the paths, or the peer does not start.
     """
+    if plan.peer is not None and not os.access(plan.peer, os.X_OK):
+        raise LabError(
+            f"{plan.peer}: no program that can be executed; the peer is a binary with flannel's flags"
+        )
     with Lab() as lab:
         say("CNI ADD is measured …")
         for line in add_overhead(lab):
@@ -74,7 +81,8 @@ def bench(plan: Plan, say: Say = print, save: Path | None = None) -> None:
     for line in shown(taken):
         say(line)
     processors = len(os.sched_getaffinity(0))
-    say(f"Others kept {median(load):.1f} of {processors} processors busy (at most {max(load):.1f}).")
+    verdict = ": the figures are worth little" if median(load) > processors * MUCH else ""
+    say(f"Others kept {median(load):.1f} of {processors} processors busy (at most {max(load):.1f}){verdict}.")
 
 
 def _take(pairs: Sequence[Pair], plan: Plan, say: Say) -> tuple[Taken, list[float]]:
@@ -97,8 +105,9 @@ def _take(pairs: Sequence[Pair], plan: Plan, say: Say) -> tuple[Taken, list[floa
 
 def _progress(path: str, sample: Sample) -> str:
     return (
-        f"  {path:<13} TCP {sample.tcp:5.1f} and {sample.tcp4:5.1f} Gbit/s, UDP {sample.small:4.0f} and "
-        f"{sample.large:4.0f} thousand/s, round trip {sample.trip:4.0f} µs, p99 {sample.trip_p99:4.0f}"
+        f"  {path:<13} TCP {sample.tcp:5.1f}, by four {sample.tcp4:5.1f} Gbit/s, "
+        f"UDP of 64 B {sample.small:4.0f}, of 1400 B {sample.large:4.0f} thousand/s, "
+        f"round trip {sample.trip:4.0f} µs, p99 {sample.trip_p99:4.0f}"
     )
 
 
@@ -107,7 +116,8 @@ def shown(taken: Mapping[str, Mapping[str, Sequence[Sample]]]) -> list[str]:
     lines = []
     for underlay, samples in taken.items():
         rounds = len(next(iter(samples.values())))
-        lines += ["", f"Underlay: {underlay}; {rounds} rounds", *table(samples)]
+        count = "one round" if rounds == 1 else f"{rounds} rounds"
+        lines += ["", f"Underlay: {underlay}; {count}", *table(samples)]
     return [*lines, "", *LEGEND]
 
 

@@ -63,8 +63,9 @@ def _line(families: str, taken: list[list[Cost]]) -> str:
     cpu = median(ours.cpu - theirs.cpu for theirs, ours in taken)
     ratio = median(ours.wall / theirs.wall for theirs, ours in taken)
     return (
-        f"CNI ADD, {families}: {bridge:.1f} ms by bridge alone, {flannel:.1f} ms by flannel, which calls it: "
-        f"{more:.1f} ms more ({cpu:.1f} ms of processor), ratio {ratio:.2f} (medians of {len(taken)} pairs)"
+        f"CNI ADD, {families}: {bridge:.1f} ms by bridge alone, {flannel:.1f} ms by flannel, which calls it; "
+        f"in the same pair {more:.1f} ms more ({cpu:.1f} ms of processor), ratio {ratio:.2f} "
+        f"(each the median of {len(taken)} pairs)"
     )
 
 

@@ -105,6 +105,11 @@ class Story:
             raise LabError(f"leased {subnets}: not {len(hosts)} subnets of {NETWORK}")
         for source, target in permutations(hosts, 2):
             self._wait_answer(source, target)
+        if self._overlay.in_user_space:
+            runs = {host.daemon.status()["data_plane"]["runs"] for host in hosts}
+            tell.say(
+                f"packets are carried by: {', '.join(sorted(runs))} (native: compiled; python: much slower)"
+            )
         times = f"ready after {max(ready):.2f} s, pings after {_since(started)}"
         return f"{len(subnets)} subnets of {NETWORK}, {times}"
 

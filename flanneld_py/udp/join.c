@@ -283,6 +283,12 @@ size_t join_write(const struct joiner *joiner, size_t index, struct vnet *vnet, 
     return 2 + (size_t)entry->count;
 }
 
+uint32_t join_bytes(const struct joiner *joiner, size_t index)
+{
+    const struct joined *entry = &joiner->entries[index];
+    return entry->count == 1 ? entry->length : (uint32_t)entry->count * entry->header_length + entry->payload;
+}
+
 size_t join_split(const struct joiner *joiner, size_t index, struct iovec iov[JOIN_SEGMENTS])
 {
     const struct joined *entry = &joiner->entries[index];

@@ -40,6 +40,7 @@
     X(DROP_TOO_BIG, "too-big")                           /* to send: path too narrow, fragments forbidden (ICMP) */    \
     X(DROP_OFFLOAD, "offload")                           /* to send: the TUN's vnet header does not fit its packet */  \
     X(DROP_SEND_FAILED, "send-failed")                   /* the socket refused it */                                   \
+    X(DROP_QUEUE_FULL, "queue-full")                     /* to send: as much as may wait for its peer does already */  \
     X(DROP_WRITE_FAILED, "write-failed")                 /* the TUN refused it */                                      \
     X(DROP_TRUNCATED, "truncated")                       /* longer than the buffer it was read into */
 
@@ -200,6 +201,8 @@ enum drop packet_finish(uint8_t *packet, const struct inner *inner, const struct
 /* ---- Cutting a super-packet into the segments its sender would have sent ----------------------------------------- */
 
 #define SEGMENT_HEADER_MAX 256 /* IP header, options or extension headers, and TCP or UDP header */
+#define TCP_SEGMENTS_MAX 2048  /* 64 KiB of the least TCP sends: net.ipv4.tcp_min_snd_mss, 48, less a timestamp */
+#define UDP_SEGMENTS_MAX 128   /* UDP_MAX_SEGMENTS of the kernel, 64 before 6.9 */
 
 /* Private to segment.c, but for `count`, `header_length` and `size`. */
 struct segments {
@@ -216,8 +219,8 @@ struct segments {
 };
 
 /* After packet_finish, for a vnet with a gso_type. Returns DROP_NONE; DROP_OFFLOAD when type, size, protocol or
- * lengths do not go together (UFO and tunnels are never offered by a TUN). `packet` must stay until the last
- * segments_next. */
+ * lengths do not go together (UFO and tunnels are never offered by a TUN), or there are more segments than any sender
+ * but a malicious one makes. `packet` must stay until the last segments_next. */
 enum drop segments_begin(struct segments *segments, const uint8_t *packet, const struct inner *inner,
                          const struct vnet *vnet);
 
@@ -225,6 +228,9 @@ enum drop segments_begin(struct segments *segments, const uint8_t *packet, const
  * at its slice of the super-packet. As the kernel's own segmentation: identification counts up; FIN and PSH only on
  * the last, CWR only on the first (net/ipv4/tcp_offload.c, udp_offload.c). False when there are no more. */
 bool segments_next(struct segments *segments, uint8_t header[SEGMENT_HEADER_MAX], struct iovec *payload);
+
+/* How many packets these bytes stand for: 1 for a plain packet, and for what cannot be cut. */
+uint32_t segments_count(const uint8_t *packet, size_t length, const struct vnet *vnet);
 
 /* ---- Fragments (RFC 791 3.2), for a path narrower than the sender knows ------------------------------------------ */
 
@@ -302,6 +308,9 @@ bool join_add(struct joiner *joiner, const uint8_t *packet, const struct inner *
  * and join_split used when the kernel refuses the super-packet. */
 size_t join_write(const struct joiner *joiner, size_t entry, struct vnet *vnet, uint8_t header[JOIN_HEADER_MAX],
                   struct iovec iov[JOIN_SEGMENTS + 2]);
+
+/* Bytes of an entry's packets, each with its headers. */
+uint32_t join_bytes(const struct joiner *joiner, size_t entry);
 
 /* The packets of an entry as they came, one iovec each (without vnet headers); returns their number. */
 size_t join_split(const struct joiner *joiner, size_t entry, struct iovec iov[JOIN_SEGMENTS]);

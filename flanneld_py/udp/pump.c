@@ -14,7 +14,6 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
-#include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -28,7 +27,7 @@
 #endif
 
 #define PARK_MS 50
-#define SEND_TIMEOUT_MS 100 /* a full send buffer holds the thread up for no longer */
+#define FAILING_NS (3 * 1000000000ull) /* of reads that all fail: another process may do better */
 #define STACK (1 << 20)
 #define WAKE SIGUSR1 /* ends a thread's wait for packets */
 
@@ -37,11 +36,6 @@ uint64_t pump_now(void)
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
-
-void pump_pause(void)
-{
-    nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
 }
 
 _Noreturn void pump_fail(struct pump *pump, const char *why)
@@ -53,13 +47,36 @@ _Noreturn void pump_fail(struct pump *pump, const char *why)
         pause();
 }
 
+void pump_read_failed(struct pump *pump, enum way way, int error)
+{
+    struct direction *direction = &pump->ways[way];
+    uint64_t now = pump_now();
+    if (error == EINTR)
+        return;
+    count(&direction->counts[COUNT_READ_ERRORS], 1);
+    if (direction->failing_since == 0)
+        direction->failing_since = now;
+    if (now - direction->failing_since > FAILING_NS) {
+        snprintf(direction->failure, sizeof direction->failure, "%s cannot be read: %s",
+                 way == SEND ? "the TUN device" : "the UDP socket", strerror(error));
+        pump_fail(pump, direction->failure);
+    }
+    nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+}
+
 /* ---- Batches and tables -------------------------------------------------------------------------------------- */
+
+void batch_goes_on(struct pump *pump, enum way way)
+{
+    atomic_store_explicit(&pump->ways[way].busy_since, pump_now(), memory_order_relaxed);
+}
 
 const struct table *batch_begin(struct pump *pump, enum way way)
 {
     struct direction *direction = &pump->ways[way];
     struct held *held = atomic_load(&pump->current);
-    atomic_store_explicit(&direction->busy_since, pump_now(), memory_order_relaxed);
+    batch_goes_on(pump, way);
+    direction->failing_since = 0;
     for (;;) {
         atomic_store(&direction->in_use, held);
         struct held *still = atomic_load(&pump->current);
@@ -190,20 +207,16 @@ static bool prepare_tun(int tun, struct offloads *offloads, const char **what)
 static bool prepare_udp(int udp, struct offloads *offloads, const char **what)
 {
     int on = offloads->udp_gro, whole = IP_PMTUDISC_DO, size;
-    struct timeval timeout = {.tv_usec = SEND_TIMEOUT_MS * 1000};
     socklen_t length = sizeof size;
     if (setsockopt(udp, IPPROTO_UDP, UDP_GRO, &on, sizeof on) != 0)
         offloads->udp_gro = false; /* kernels before 5.0 */
     if (offloads->udp_segment && getsockopt(udp, IPPROTO_UDP, UDP_SEGMENT, &size, &length) != 0)
         offloads->udp_segment = false; /* kernels before 4.18 */
     *what = "IP_MTU_DISCOVER (is it a UDP socket for IPv4?)";
-    if (setsockopt(udp, IPPROTO_IP, IP_MTU_DISCOVER, &whole, sizeof whole) != 0)
-        return false;
-    *what = "SO_SNDTIMEO";
-    return setsockopt(udp, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout) == 0;
+    return setsockopt(udp, IPPROTO_IP, IP_MTU_DISCOVER, &whole, sizeof whole) == 0;
 }
 
-/* Both threads block in their first read, which is quicker than poll and read. */
+/* Both threads block in their first read, which is quicker than poll and read; sends never do. */
 static bool make_blocking(int fd, const char **what)
 {
     int flags = fcntl(fd, F_GETFL);
@@ -230,6 +243,7 @@ struct pump *pump_new(int tun, int udp, struct offloads *offloads, const char **
     pump->tun = tun;
     pump->udp = udp;
     pump->offloads = *offloads;
+    pump_open_lanes(pump);
     pump->icmp4 = socket(AF_INET, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_RAW);
     pump->icmp6 = socket(AF_INET6, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_RAW);
     return pump;

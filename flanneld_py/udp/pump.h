@@ -1,7 +1,8 @@
 /* Moves packets between a TUN and a UDP socket, one thread for each direction, until the process ends.
  *
- * pump.c life, table, counters · send.c TUN → UDP · receive.c UDP → TUN. What becomes of a packet is decided by
- * packet.h; here are the descriptors, the batches, and what to do when the kernel refuses something.
+ * pump.c life, table, counters · send.c TUN → UDP · lanes.c sockets for it · receive.c UDP → TUN. What becomes of a
+ * packet is decided by packet.h; here are the descriptors, the batches, and what to do when the kernel refuses
+ * something.
  */
 #ifndef FLANNELD_UDP_PUMP_H
 #define FLANNELD_UDP_PUMP_H
@@ -21,7 +22,8 @@
     X(COUNT_ICMP_ERRORS, "icmp-errors")         /* sent to packets' senders */                                         \
     X(COUNT_FRAGMENTED, "fragmented")           /* packets cut for a path narrower than the MTU */                     \
     X(COUNT_OFFLOAD_REFUSED, "offload-refused") /* batches the kernel took only packet by packet */                    \
-    X(COUNT_BUSY_MS, "busy-ms")                 /* not a count: milliseconds since it took the batch in hand, or 0 */
+    X(COUNT_READ_ERRORS, "read-errors")         /* reads that failed */                                                \
+    X(COUNT_BUSY_MS, "busy-ms")                 /* not a count: milliseconds it has not got on, or 0 */
 
 enum count {
 #define X(symbol, name) symbol,

@@ -17,13 +17,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import RLock
 from typing import Literal
 
 from flanneld_py.errors import FlanneldError
-from flanneld_py.udp import worker
+from flanneld_py.udp import pylanes, worker
 
 Plane = Literal["auto", "native", "python"]
 
@@ -31,25 +31,33 @@ WORKER = Path(worker.__file__)
 ANSWER_WITHIN = 3.0
 """Seconds; then the child is wedged, and killed."""
 STUCK_MS = 3000
-"""One batch takes less than a tenth of it, even when the send buffer is full."""
+"""Each step of a batch takes less than a hundredth of it."""
 RETRY_FIRST, RETRY_MOST = 1.0, 30.0
 """Seconds between two starts of a child that does not live."""
 SETTLED = 60.0
 """Seconds after which a child's end is not counted with those before."""
 CRASHES = 3
 """Ends in a row of the native pump, after which `auto` takes the other one: a packet may be what kills it."""
+NATIVE_AGAIN = 3600.0
+"""Seconds until `auto` tries the native one again."""
 
 TUN_DEVICE = "/dev/net/tun"
 TUNSETIFF, TUNSETPERSIST = 0x400454CA, 0x400454CB
 IFF_TUN, IFF_NO_PI, IFF_VNET_HDR, IFF_TUN_EXCL = 0x0001, 0x1000, 0x4000, 0x8000
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
-SOCKET_BUFFER = 16 << 20
+SEND_BUFFER = 2 << 20
+"""Bytes that may wait in queues of the underlay for one peer; what comes then is dropped."""
+RECEIVE_BUFFER = 16 << 20
 """Bytes: packets of some milliseconds, in which the child may not run."""
 BUSY = ("send.busy-ms", "receive.busy-ms")
 
 
 class PumpDown(FlanneldError):
     """No child forwards packets now; `Pump.tend` will start one."""
+
+
+class PumpHangs(PumpDown):
+    """It did not get on and was killed. Mostly the machine is to blame: another pump would fare no better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +94,35 @@ def open_tun(name: str, *, persistent: bool, new: bool = False) -> int:
     return tun
 
 
+def _lead(udp: socket.socket) -> None:
+    """Let a child's own sockets with this address and port leave all packets to this one.
+
+    The program can be set only while it is unbound, and with the option on. It is bound without that, so that
+    a port in use is noticed.
+    """
+    with contextlib.suppress(OSError):  # then a child sends by this one alone
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        pylanes.attach(udp)
+    udp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
+
+
 def open_socket(address: str, port: int) -> socket.socket:
-    """The socket all peers are spoken to with.
+    """The socket all peers send to.
 
     Raises:
         OSError: the address is not this host's, or the port is taken.
     """
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
-        for forced, asked in ((SO_SNDBUFFORCE, socket.SO_SNDBUF), (SO_RCVBUFFORCE, socket.SO_RCVBUF)):
+        for forced, asked, size in (
+            (SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER),
+            (SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BUFFER),
+        ):
             try:
-                udp.setsockopt(socket.SOL_SOCKET, forced, SOCKET_BUFFER)
+                udp.setsockopt(socket.SOL_SOCKET, forced, size)
             except PermissionError:  # as much as net.core.[rw]mem_max allows
-                udp.setsockopt(socket.SOL_SOCKET, asked, SOCKET_BUFFER)
+                udp.setsockopt(socket.SOL_SOCKET, asked, size)
+        _lead(udp)
         udp.bind((address, port))
     except BaseException:
         udp.close()
@@ -110,7 +134,10 @@ class _Child:
     """One worker process and the socket to it."""
 
     def __init__(self, plane: str, tun: int, udp: int, off: Collection[str]) -> None:
-        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise PumpDown(f"the process that forwards packets cannot be started: {error}") from error
         with its:
             fds = (tun, udp, its.fileno())
             argv = [sys.executable, "-I", "-S", str(WORKER), plane, *map(str, fds), ",".join(sorted(off))]
@@ -132,14 +159,18 @@ class _Child:
         self.counted: dict[str, int] = dict.fromkeys(names.split(), 0)
 
     def _answer(self, verb: bytes, number: int, deadline: float) -> bytes:
+        closed = False
         while True:
             try:
                 self._control.settimeout(max(deadline - time.monotonic(), 0.001))
                 found, its_number, body, _ = worker.receive(self._control)
             except TimeoutError:
-                raise PumpDown(f"pid {self.process.pid} did not answer within {ANSWER_WITHIN:g} s") from None
+                raise PumpHangs(f"pid {self.process.pid} did not answer within {ANSWER_WITHIN:g} s") from None
             except (worker.ControlClosed, OSError):
-                raise PumpDown(f"pid {self.process.pid} {self._end_of_process()}") from None
+                if closed:
+                    raise PumpDown(f"pid {self.process.pid} {self._end_of_process()}") from None
+                closed = True  # once more: a reset comes before what the child said last
+                continue
             if found == worker.FAILED:
                 raise PumpDown(body.decode(errors="replace"))
             if (found, its_number) == (worker.BAD, number):
@@ -167,13 +198,16 @@ class _Child:
             self._control.settimeout(ANSWER_WITHIN)
             worker.send(self._control, verb, self._number, fd=fd)
         except TimeoutError:
-            raise PumpDown(f"pid {self.process.pid} reads no requests") from None
+            raise PumpHangs(f"pid {self.process.pid} reads no requests") from None
         except OSError:  # it may have said why
             return self._answer(worker.DONE, self._number, deadline)
         return self._answer(worker.DONE, self._number, deadline)
 
     def set_table(self, table: bytes) -> None:
-        fd = os.memfd_create("flannel-table", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            fd = os.memfd_create("flannel-table", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        except OSError as error:
+            raise PumpDown(f"pid {self.process.pid} cannot be given its table: {error}") from error
         try:
             for done in range(0, len(table), 1 << 30):
                 os.write(fd, table[done : done + (1 << 30)])
@@ -187,7 +221,7 @@ class _Child:
         values = self.ask(worker.COUNTERS)
         self.counted = dict(zip(self.counted, struct.unpack(f"<{len(values) // 8}Q", values), strict=True))
         if stuck := [name.partition(".")[0] for name in BUSY if self.counted[name] > STUCK_MS]:
-            raise PumpDown(f"pid {self.process.pid} hangs in {' and '.join(stuck)}")
+            raise PumpHangs(f"pid {self.process.pid} hangs in {' and '.join(stuck)}")
         return self.counted
 
     def end(self, *, gently: bool = False) -> None:
@@ -219,6 +253,14 @@ class Pump:
         self._before: Counter[str] = Counter()
         self._ended: list[float] = []
         """When children ended that were not asked to."""
+        self._crashed: list[float] = []
+        """When they did by themselves."""
+        self._cause = ""
+        """Why the last of them did; empty while one lives."""
+        self._given_up = ""
+        """Why `auto` does not run the native one, though there is one."""
+        self._native_at = 0.0
+        """When to try it again."""
         self._restarts = 0
 
     def start(self) -> Running:
@@ -228,9 +270,11 @@ class Pump:
             PumpDown: it does not start. The old one goes on if it lives.
         """
         with self._lock:
-            child = _Child(self._plane_now(), self._tun, self._udp, self._off)
+            child = _Child("python" if self._given_up else self._plane, self._tun, self._udp, self._off)
+            if self._given_up:
+                child.running = replace(child.running, why=self._given_up)
             self._put_aside(gently=True)
-            self._child = child
+            self._child, self._cause = child, ""
             if self._table is not None:
                 self._give(child, self._table)
             return child.running
@@ -264,8 +308,8 @@ class Pump:
                 raise PumpDown("no process forwards packets now")
             try:
                 latest = self._child.count()
-            except PumpDown:
-                self._lost()
+            except PumpDown as down:
+                self._lost(down)
                 raise
             return self._with_earlier(latest)
 
@@ -278,23 +322,22 @@ class Pump:
             PumpDown: no child, and it is not time to start another, or it does not start.
         """
         with self._lock:
-            wrong = "no process forwards packets"
             if self._child is not None:
                 try:
                     self._child.count()
                 except PumpDown as down:
-                    wrong = str(down)
-                    self._lost()
+                    self._lost(down)
                 else:
+                    self._try_native_again()
                     return None
-            now = time.monotonic()
-            if now < self._next_start():
-                raise PumpDown(f"{wrong}; started again in {self._next_start() - now:.0f} s")
+            wrong, delay = self._cause or "no process forwards packets", self._delay()
+            if delay and time.monotonic() < self._ended[-1] + delay:
+                raise PumpDown(f"{wrong}; is started again after {delay:g} s")
             self._restarts += 1
             try:
                 self.start()
-            except PumpDown:
-                self._ended.append(time.monotonic())
+            except PumpDown as down:
+                self._note_end(down)
                 raise
             return wrong
 
@@ -314,27 +357,41 @@ class Pump:
         with self._lock:
             self._put_aside(gently=True)
 
-    def _plane_now(self) -> str:
-        recent = [ended for ended in self._ended if time.monotonic() - ended < SETTLED]
-        return "python" if self._plane == "auto" and len(recent) >= CRASHES else self._plane
+    def count_on(self, before: Pump) -> None:
+        """Go on with the counters of one that was closed, in whose place this one is."""
+        with self._lock:
+            self._before.update(before._before)
 
-    def _next_start(self) -> float:
-        """At once after a long life, then later and later."""
-        recent = [ended for ended in self._ended if time.monotonic() - ended < SETTLED]
-        if len(recent) < 2:
-            return 0
-        return recent[-1] + min(RETRY_FIRST * 2.0 ** (len(recent) - 2), RETRY_MOST)
+    def _delay(self) -> float:
+        """Seconds from the last end to the next start: none after a long life, then more and more."""
+        recent = _of_late(self._ended)
+        return 0.0 if recent < 2 else min(RETRY_FIRST * 2.0 ** (recent - 2), RETRY_MOST)
+
+    def _try_native_again(self) -> None:
+        if self._given_up and time.monotonic() >= self._native_at:
+            self._given_up = ""
+            with contextlib.suppress(PumpDown):  # the one there is goes on
+                self.start()
 
     def _give(self, child: _Child, table: bytes) -> None:
         try:
             child.set_table(table)
-        except PumpDown:
-            self._lost()
+        except PumpDown as down:
+            self._lost(down)
             raise
 
-    def _lost(self) -> None:
-        self._ended = [*self._ended[-9:], time.monotonic()]
+    def _lost(self, down: PumpDown) -> None:
+        self._note_end(down)
         self._put_aside(gently=False)
+
+    def _note_end(self, down: PumpDown) -> None:
+        self._ended = [*self._ended[-9:], time.monotonic()]
+        if not isinstance(down, PumpHangs):
+            self._crashed = [*self._crashed[-9:], time.monotonic()]
+        self._cause = str(down)
+        if self._plane == "auto" and not self._given_up and _of_late(self._crashed) >= CRASHES:
+            self._given_up = f"native ended {CRASHES} times within a minute, last: {down}"
+            self._native_at = time.monotonic() + NATIVE_AGAIN
 
     def _put_aside(self, *, gently: bool) -> None:
         child, self._child = self._child, None
@@ -348,3 +405,8 @@ class Pump:
 
     def _with_earlier(self, latest: Mapping[str, int]) -> dict[str, int]:
         return {name: value + (0 if name in BUSY else self._before[name]) for name, value in latest.items()}
+
+
+def _of_late(ends: Collection[float]) -> int:
+    """How many of them are recent."""
+    return sum(time.monotonic() - ended < SETTLED for ended in ends)

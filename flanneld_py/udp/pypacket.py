@@ -28,6 +28,8 @@ EXTENSIONS = frozenset({0, 43, 44, 51, 60, 135})
 """IPv6 extension headers; what follows them is not seen without walking them."""
 CUTTABLE_EXTENSIONS = frozenset({0, 43, 60})
 DF, MF, OFFSET = 0x4000, 0x2000, 0x1FFF
+TCP_SEGMENTS_MAX, UDP_SEGMENTS_MAX = 2048, 128
+"""Of one super-packet; see packet.h."""
 HEADER_MAX = 256
 ICMP4_MAX, ICMP6_MAX = 576, 1280
 PEER_IPV6 = 1
@@ -163,7 +165,20 @@ def super_headers(packet: Buffer, gso_type: int, size: int) -> tuple[int, int] |
     payload = transport + (8 if udp else (packet[transport + 12] >> 4) * 4)
     if payload < transport + (8 if udp else 20) or payload > min(length, HEADER_MAX):
         return None
+    if length - payload > size * (UDP_SEGMENTS_MAX if udp else TCP_SEGMENTS_MAX):
+        return None
     return transport, payload
+
+
+def segments_count(packet: Buffer, vnet: tuple[int, int, int, int, int, int]) -> int:
+    """How many packets these bytes stand for: 1 for a plain packet, and for what cannot be cut."""
+    flags, gso_type, _, size, start, _ = vnet
+    if gso_type == GSO_NONE or parse(packet) is not None:
+        return 1
+    cut = super_headers(packet, gso_type, size)
+    if cut is None or (flags & NEEDS_CSUM and start != cut[0]):
+        return 1
+    return max(-(-(len(packet) - cut[1]) // size), 1)
 
 
 def _shared(header: bytearray, transport: int, *, udp: bool) -> tuple[int, int]:

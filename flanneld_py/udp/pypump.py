@@ -18,6 +18,7 @@ import sys
 import time
 
 from flanneld_py.udp.pycounts import COUNTED, COUNTERS, DROP_REASONS, Counts
+from flanneld_py.udp.pylanes import IP_MTU_DISCOVER, IP_PMTUDISC_DO, UDP_GRO, open_lanes
 from flanneld_py.udp.pypacket import VNET
 from flanneld_py.udp.pyreceive import Receiver
 from flanneld_py.udp.pysend import Sender
@@ -32,13 +33,11 @@ __all__ = ["COUNTERS", "DROP_REASONS", "Pump"]
 TUNGETIFF, TUNSETVNETHDRSZ, TUNSETOFFLOAD = 0x800454D2, 0x400454D8, 0x400454D0
 IFF_VNET_HDR = 0x4000
 TUN_F_CSUM, TUN_F_TSO, TUN_F_USO = 0x01, 0x02 | 0x04, 0x20 | 0x40
-UDP_SEGMENT, UDP_GRO = 103, 104
-IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2
-SO_SNDTIMEO = 21
-SEND_TIMEOUT = struct.pack("@ll", 0, 100_000)
-"""A full send buffer holds a direction up for no longer."""
+UDP_SEGMENT = 103
 PAUSE = 0.01
 """Seconds after a read that failed for no reason to end."""
+FAILING = 3.0
+"""Seconds of reads that all fail, after which another process may do better."""
 GONE = {errno.EBADFD, errno.EBADF}
 PARK_MS = 50
 NEW_TABLE, ALIVE, PARK = b"T", b"A", b"P"
@@ -72,7 +71,6 @@ def _offload_tun(tun: int, *, tso: bool, uso: bool) -> tuple[bool, bool]:
 def _offload_udp(udp: _socket.socket, *, segment: bool, gro: bool) -> tuple[bool, bool]:
     """Set up the socket; which of these the kernel has."""
     udp.setsockopt(_socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
-    udp.setsockopt(_socket.SOL_SOCKET, SO_SNDTIMEO, SEND_TIMEOUT)
     try:
         udp.setsockopt(_socket.SOL_UDP, UDP_GRO, int(gro))
     except OSError:  # before 5.0
@@ -87,8 +85,9 @@ def _offload_udp(udp: _socket.socket, *, segment: bool, gro: bool) -> tuple[bool
 class _Loop:
     """Batches whenever there is something to read from `data`, until something else is to be read."""
 
-    def __init__(self, data: int, batch: Callable[[], None], *others: int) -> None:
-        self._data, self._batch, self._others = data, batch, others
+    def __init__(self, data: int, batch: Callable[[], None], counts: Counts, *others: int) -> None:
+        self._data, self._batch, self._counts, self._others = data, batch, counts, others
+        self._failing_since = 0.0
         self._poller = select.poll()
         for other in others:
             self._poller.register(other, select.POLLIN)
@@ -101,10 +100,14 @@ class _Loop:
         """The descriptor of `others` that can be read.
 
         Raises:
-            OSError: `data` can never be read again.
+            OSError: `data` can never be read again, or could not be for seconds.
         """
         while True:
-            ready = dict(self._poller.poll())
+            try:
+                ready = dict(self._poller.poll())
+            except OSError as error:
+                self._pause(error)
+                continue
             for other in self._others:
                 if other in ready:
                     return other
@@ -118,7 +121,18 @@ class _Loop:
             except OSError as error:
                 if error.errno in GONE:
                     raise
-                time.sleep(PAUSE)
+                self._pause(error)
+            else:
+                self._failing_since = 0.0
+
+    def _pause(self, error: OSError) -> None:
+        """After a failure that may pass."""
+        now = time.monotonic()
+        self._counts.add("read-errors")
+        self._failing_since = self._failing_since or now
+        if now - self._failing_since > FAILING:
+            raise error
+        time.sleep(PAUSE)
 
 
 class Pump:
@@ -140,15 +154,16 @@ class Pump:
         memory = memoryview(mmap.mmap(-1, 8 * len(COUNTERS))).cast("Q")
         self._counts = memory
         ways = [Counts(memory[: len(COUNTED)]), Counts(memory[len(COUNTED) :])]
-        self._sender = Sender(tun, self._socket, ways[0], udp_segment=udp_segment)
+        lanes = open_lanes(self._socket, gro=udp_gro)
+        self._sender = Sender(tun, lanes, ways[0], udp_segment=udp_segment)
         self._channel, its = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         if os.fork() == 0:
             os.close(control)
             self._channel.close()
             receiver = Receiver(tun, self._socket, ways[1], join_tcp=tso, join_udp=uso)
-            os._exit(_receive(receiver, udp, its))
+            os._exit(_receive(receiver, udp, its, ways[1]))
         its.close()
-        self._loop = _Loop(tun, self._sender.batch, control, self._channel.fileno())
+        self._loop = _Loop(tun, self._sender.batch, ways[0], control, self._channel.fileno())
         self._control, self._asked_at = control, 0.0
         self._started = False
 
@@ -158,9 +173,11 @@ class Pump:
             try:
                 if self._loop.turn() == control:
                     return None
-            except OSError:
-                return "the TUN device is gone"
-            if not self._channel.recv(16):
+            except OSError as error:
+                if error.errno in GONE:
+                    return "the TUN device is gone"
+                return f"the TUN device cannot be read: {error.strerror}"
+            if not self._child_lives():
                 return "the process for received packets has ended"
             self._asked_at = 0.0
 
@@ -194,6 +211,12 @@ class Pump:
         while poller.poll(PARK_MS) and self._channel.recv(16):
             pass
 
+    def _child_lives(self) -> bool:
+        try:
+            return bool(self._channel.recv(16))
+        except ConnectionError:
+            return False
+
     def _tell(self, message: list[bytes], attached: list[tuple[int, int, bytes]]) -> None:
         try:
             self._channel.sendmsg(message, attached, _socket.MSG_NOSIGNAL | _socket.MSG_DONTWAIT)
@@ -201,9 +224,9 @@ class Pump:
             return  # it ended, which wait() will see; or it hangs, which the counters show
 
 
-def _receive(receiver: Receiver, udp: int, channel: _socket.socket) -> int:
+def _receive(receiver: Receiver, udp: int, channel: _socket.socket, counts: Counts) -> int:
     """The child: until the other end of `channel` closes; the exit code."""
-    loop = _Loop(udp, receiver.batch, channel.fileno())
+    loop = _Loop(udp, receiver.batch, counts, channel.fileno())
     started = False
     while True:
         try:

@@ -59,8 +59,9 @@ class Receiver:
                 self._accept(joiner, buffer, *received)
         except BlockingIOError:
             pass
-        for entry in joiner.entries:
-            self._write(entry, now)
+        finally:  # an error of the socket is none of what it gave before
+            for entry in joiner.entries:
+                self._write(entry, now)
 
     def _accept(
         self,

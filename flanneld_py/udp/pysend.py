@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 UDP_SEGMENT = 103
 IP_MTU = 14
 BUFFER = 65536 + 64
-PACKETS = 64
-"""Taken in one batch."""
+PACKETS, BATCH = 64, 0.01
+"""Taken in one batch, and seconds after which it takes no more."""
 RUN_SEGMENTS, RUN_BYTES = 64, 65507
 """Of one send."""
 OUTER_HEADERS = 28
@@ -32,6 +32,11 @@ RETRY_OFFLOAD, PATH_MTU = 60.0, 1.0
 ICMP_RATE = 100
 """Of one kind a second, and at most at once."""
 REFUSES_OFFLOAD = {errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP, errno.ENOPROTOOPT}
+
+
+def _refusal(error: OSError) -> str:
+    """For which reason a packet is dropped that a lane did not take."""
+    return "queue-full" if error.errno == errno.EAGAIN else "send-failed"
 
 
 class Path:
@@ -46,8 +51,10 @@ class Path:
 class Sender:
     """TUN → UDP."""
 
-    def __init__(self, tun: int, udp: _socket.socket, counts: Counts, *, udp_segment: bool) -> None:
-        self._tun, self._udp, self._counts = tun, udp, counts
+    def __init__(
+        self, tun: int, lanes: Sequence[_socket.socket], counts: Counts, *, udp_segment: bool
+    ) -> None:
+        self._tun, self._lanes, self._counts = tun, lanes, counts
         self._most = RUN_SEGMENTS if udp_segment else 1
         self._buffers = [memoryview(bytearray(BUFFER)) for _ in range(PACKETS)]
         self._nowait = os.RWF_NOWAIT
@@ -74,13 +81,17 @@ class Sender:
             OSError: the TUN cannot be read.
         """
         self._now = time.monotonic()
-        for buffer in self._buffers:
-            length = self._read(buffer)
-            if not length:
-                break
-            self._counts.add("reads")
-            self._take(buffer, length)
-        self._flush()
+        try:
+            for buffer in self._buffers:
+                length = self._read(buffer)
+                if not length:
+                    break
+                self._counts.add("reads")
+                self._take(buffer, length)
+                if time.monotonic() - self._now > BATCH:  # the daemon may be waiting for an answer
+                    break
+        finally:  # what is in hand points into the buffers
+            self._flush()
 
     def _read(self, buffer: memoryview) -> int:
         try:
@@ -101,15 +112,17 @@ class Sender:
         packet = buffer[pypacket.VNET.size : length]
         assert self.table is not None  # noqa: S101 - forwarding begins with the first one
         reason, peer = pypacket.route(self.table, packet)
+        vnet = pypacket.VNET.unpack_from(buffer)
         if reason is not None:
-            self._drop(reason, 0, packet)
+            self._drop(reason, 0, packet, pypacket.segments_count(packet, vnet))
             return
         path = self._paths.get(peer)
         if path is None:
             path = self._paths[peer] = Path()
-        reason = self._pass_on(peer, path, pypacket.VNET.unpack_from(buffer), packet)
+        reason = self._pass_on(peer, path, vnet, packet)
         if reason is not None:
-            self._drop(reason, path.mtu, packet)
+            number = pypacket.segments_count(packet, vnet) if reason == pypacket.TOO_BIG else 1
+            self._drop(reason, path.mtu, packet, number)
 
     def _pass_on(
         self, peer: int, path: Path, vnet: tuple[int, int, int, int, int, int], packet: memoryview
@@ -184,7 +197,7 @@ class Sender:
             elif error.errno in REFUSES_OFFLOAD:
                 self._send_singly(peer, run)
             else:
-                self._counts.drop("send-failed", len(run))
+                self._counts.drop(_refusal(error), len(run))
 
     def _send(
         self,
@@ -196,7 +209,9 @@ class Sender:
     ) -> None:
         assert self.table is not None  # noqa: S101 - as above
         self._counts.add("writes")
-        self._udp.sendmsg(pieces, control, 0, self.table.target(peer))
+        lane = self._lanes[peer % len(self._lanes)]
+        # Without waiting, like the queues of the kernel: a full one costs its own packets and no others.
+        lane.sendmsg(pieces, control, _socket.MSG_DONTWAIT, self.table.target(peer))
         self._counts.add("packets", packets)
         self._counts.add("bytes", length)
 
@@ -219,7 +234,7 @@ class Sender:
         packet = memoryview(bytearray(b"".join(pieces)))
         mtu = self._ask_mtu(peer) if error.errno == errno.EMSGSIZE else 0
         if not mtu or len(packet) <= mtu:
-            self._counts.drop("send-failed")
+            self._counts.drop(_refusal(error))
             return
         path = self._paths.setdefault(peer, Path())
         path.mtu, path.mtu_until = mtu, self._now + PATH_MTU
@@ -251,11 +266,12 @@ class Sender:
         for header, payload in pypacket.fragments(packet, path.mtu):
             try:
                 self._send((header, payload), peer, [], 1, len(header) + len(payload))
-            except OSError:
-                self._counts.drop("send-failed")
+            except OSError as error:
+                self._counts.drop(_refusal(error))
 
-    def _drop(self, reason: str, mtu: int, packet: memoryview) -> None:
-        self._counts.drop(reason)
+    def _drop(self, reason: str, mtu: int, packet: memoryview, number: int = 1) -> None:
+        """`number`: of packets it stands for."""
+        self._counts.drop(reason, number)
         if reason not in pypacket.ICMP_ABOUT or self.table is None:
             return
         answer = pypacket.icmp_error(self.table, reason, mtu, packet)

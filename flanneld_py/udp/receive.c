@@ -47,6 +47,12 @@ static bool write_tun(struct receiver *r, const struct iovec *iov, size_t pieces
     return written >= 0;
 }
 
+static void count_written(struct receiver *r, uint64_t packets, uint64_t bytes)
+{
+    count(&r->own->counts[COUNT_PACKETS], packets);
+    count(&r->own->counts[COUNT_BYTES], bytes);
+}
+
 /* The TUN refused a super-packet: its packets one by one, and no more of its kind for a while. */
 static void write_split(struct receiver *r, size_t entry, const struct vnet *refused)
 {
@@ -59,7 +65,7 @@ static void write_split(struct receiver *r, size_t entry, const struct vnet *ref
     for (size_t i = 0; i < number; i++) {
         const struct iovec iov[2] = {{.iov_base = &plain, .iov_len = sizeof plain}, packets[i]};
         if (write_tun(r, iov, 2))
-            count(&r->own->counts[COUNT_PACKETS], 1);
+            count_written(r, 1, packets[i].iov_len);
         else
             count(&r->own->drops[DROP_WRITE_FAILED], 1);
     }
@@ -74,7 +80,7 @@ static void write_entries(struct receiver *r)
         size_t pieces = join_write(&r->joiner, entry, &vnet, header, iov);
         uint16_t packets = r->joiner.entries[entry].count;
         if (write_tun(r, iov, pieces)) {
-            count(&r->own->counts[COUNT_PACKETS], packets);
+            count_written(r, packets, join_bytes(&r->joiner, entry));
             count(&r->own->counts[COUNT_SUPER_PACKETS], vnet.gso_type != VNET_GSO_NONE);
         } else if (vnet.gso_type != VNET_GSO_NONE && errno == EINVAL) {
             write_split(r, entry, &vnet);
@@ -82,6 +88,7 @@ static void write_entries(struct receiver *r)
             count(&r->own->drops[DROP_WRITE_FAILED], packets);
         }
     }
+    batch_goes_on(r->pump, RECEIVE);
 }
 
 static void empty_joiner(struct receiver *r)
@@ -101,7 +108,6 @@ static void accept_packet(struct receiver *r, uint32_t sender, const uint8_t *pa
         count(&r->own->drops[reason], 1);
         return;
     }
-    count(&r->own->counts[COUNT_BYTES], length);
     if (join_add(&r->joiner, packet, &inner))
         return;
     write_entries(r);
@@ -181,8 +187,7 @@ void *receive_loop(void *argument)
         if (number < 0) {
             if (errno == EBADF || errno == ENOTSOCK)
                 pump_fail(pump, "the UDP socket is gone");
-            if (errno != EINTR)
-                pump_pause();
+            pump_read_failed(pump, RECEIVE, errno);
             continue;
         }
         r->table = batch_begin(pump, RECEIVE);

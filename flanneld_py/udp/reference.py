@@ -30,6 +30,7 @@ DROPS = (
     "too-big",
     "offload",
     "send-failed",
+    "queue-full",
     "write-failed",
     "truncated",
 )
@@ -324,6 +325,8 @@ def headers(packet: bytes, vnet: Vnet) -> tuple[int, int, int] | None:
         return None
     length = least if protocol == UDP else packet[at + 12] // 16 * 4
     if length < least or not at + length <= min(len(packet), 256):
+        return None
+    if -(-(len(packet) - at - length) // vnet.gso_size) > (128 if protocol == UDP else 2048):
         return None
     return protocol, at, at + length
 

@@ -72,7 +72,7 @@ def parse(cut: Cut) -> Remembered | None:
             source_check=_one_of(SourceCheck, told["source_check"]),
         )
         return Remembered(told["prefix"], told["device"], settings, dict(_rows(cut.table)))
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error, StopIteration):
+    except (ValueError, LookupError, TypeError, AttributeError, struct.error, StopIteration):
         return None
 
 

@@ -45,6 +45,12 @@ class Resumed:
     memory: int = -1
     """Of what was remembered; -1: it was not kept."""
 
+    def release(self) -> dict[str, int]:
+        """Stop the pump; the descriptors it had, by name."""
+        self.pump.close()
+        found = {TUN: self.tun, SOCKET: self.udp.detach(), TABLE: self.memory}
+        return {name: fd for name, fd in found.items() if fd >= 0}
+
 
 def cut(whole: bytes) -> Cut | None:
     """None for anything that is not whole."""
@@ -72,6 +78,11 @@ def resume(kept: Mapping[str, int]) -> Resumed | None:
     return None
 
 
+def tried(plane: Plane) -> Plane:
+    """Packets are forwarded in Python rather than not at all; that it should be native is told."""
+    return "auto" if plane == "native" else plane
+
+
 def start(tun: int, udp: socket.socket, found: Cut) -> Resumed:
     """Start a pump on these.
 
@@ -79,7 +90,7 @@ def start(tun: int, udp: socket.socket, found: Cut) -> Resumed:
         PumpDown: it does not start.
         ValueError: the table is not accepted.
     """
-    pump = Pump(tun, udp.fileno(), found.plane)
+    pump = Pump(tun, udp.fileno(), tried(found.plane))
     try:
         pump.start()
         pump.set_table(found.table)

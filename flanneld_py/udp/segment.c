@@ -24,7 +24,7 @@ static uint32_t find_transport6(const uint8_t *packet, uint32_t length, uint8_t 
     return at;
 }
 
-/* Sets type, transport and header_length of `segments` from a super-packet. False when it is none. */
+/* Sets type, transport, header_length and count of `segments` from a super-packet. False when it is none. */
 static bool find_headers(struct segments *segments, const uint8_t *packet, const struct inner *inner,
                          const struct vnet *vnet)
 {
@@ -49,11 +49,25 @@ static bool find_headers(struct segments *segments, const uint8_t *packet, const
     if (header_length < transport + (udp ? UDP_HEADER : TCP_HEADER) || header_length > inner->length ||
         header_length > SEGMENT_HEADER_MAX)
         return false;
+    uint32_t payload = inner->length - header_length;
+    segments->count = payload ? (payload + vnet->gso_size - 1) / vnet->gso_size : 1;
+    if (segments->count > (udp ? UDP_SEGMENTS_MAX : TCP_SEGMENTS_MAX))
+        return false;
     segments->family = inner->family;
     segments->protocol = protocol;
     segments->transport = (uint16_t)transport;
     segments->header_length = (uint16_t)header_length;
     return true;
+}
+
+uint32_t segments_count(const uint8_t *packet, size_t length, const struct vnet *vnet)
+{
+    struct inner inner;
+    struct segments segments;
+    if (vnet->gso_type == VNET_GSO_NONE || packet_parse(packet, length, &inner) != DROP_NONE ||
+        !find_headers(&segments, packet, &inner, vnet))
+        return 1;
+    return segments.count;
 }
 
 enum fit packet_fit(const uint8_t *packet, const struct inner *inner, const struct vnet *vnet, uint16_t mtu)
@@ -104,9 +118,7 @@ enum drop segments_begin(struct segments *segments, const uint8_t *packet, const
     *segments = (struct segments){.packet = packet, .length = inner->length, .size = vnet->gso_size};
     if (!find_headers(segments, packet, inner, vnet))
         return DROP_OFFLOAD;
-    uint32_t payload = inner->length - segments->header_length;
     segments->offset = segments->header_length;
-    segments->count = payload ? (payload + segments->size - 1) / segments->size : 1;
     if (inner->family == 4)
         segments->id = load_be16(packet + IPV4_ID);
     if (segments->protocol == PROTOCOL_TCP) {

@@ -15,10 +15,10 @@
 #define UDP_SEGMENT 103
 #endif
 
-#define OUTER_HEADERS 28      /* IPv4 and UDP */
 #define ARENA (4 * BUFFER)    /* of packets read and not yet sent: stays in a core's cache */
 #define HEADERS (64 * 1024)   /* of segments not yet sent */
 #define PACKETS 256           /* taken from the TUN before the table is looked at again */
+#define BATCH_NS 10000000     /* for which super-packets are taken, likewise */
 #define RUNS 32               /* not yet sent */
 #define RUN_SEGMENTS 64       /* UDP_MAX_SEGMENTS of kernels before 6.9 */
 #define RUN_BYTES 65507       /* of one send */
@@ -30,6 +30,7 @@
 /* Packets of equal size to one peer, of which only the last may be shorter: one send. */
 struct run {
     struct sockaddr_in to;
+    int lane;
     uint32_t peer, total;
     uint16_t segments, pieces, size;
     bool closed;
@@ -74,30 +75,19 @@ static struct path *path_to(struct sender *s, uint32_t address_be)
 
 /* ---- Dropping, and telling the sender ------------------------------------------------------------------------- */
 
-/* Not through the TUN: what comes from there with an address of this host is a martian, and dropped. */
-static bool send_icmp(const struct pump *pump, const uint8_t *packet, size_t length)
-{
-    if (packet[0] >> 4 == 4) {
-        struct sockaddr_in to = {.sin_family = AF_INET};
-        memcpy(&to.sin_addr, packet + 16, sizeof to.sin_addr);
-        return sendto(pump->icmp4, packet, length, MSG_DONTWAIT, (struct sockaddr *)&to, sizeof to) >= 0;
-    }
-    struct sockaddr_in6 to = {.sin6_family = AF_INET6};
-    memcpy(&to.sin6_addr, packet + 24, sizeof to.sin6_addr);
-    return sendto(pump->icmp6, packet, length, MSG_DONTWAIT, (struct sockaddr *)&to, sizeof to) >= 0;
-}
-
-static void drop(struct sender *s, enum drop reason, uint16_t mtu, const uint8_t *packet, const struct inner *inner)
+/* `packets`: that it stands for. */
+static void drop(struct sender *s, enum drop reason, uint16_t mtu, const uint8_t *packet, const struct inner *inner,
+                 uint32_t packets)
 {
     uint8_t answer[ICMP_MAX];
     enum icmp_kind kind = icmp_for(reason);
-    count(&s->own->drops[reason], 1);
+    count(&s->own->drops[reason], packets);
     if (kind == ICMP_NONE)
         return;
     size_t length = icmp_error(s->table, kind, mtu, packet, inner, answer);
     if (length == 0 || !icmp_allowed(&s->budgets[kind], s->now))
         return;
-    if (send_icmp(s->pump, answer, length))
+    if (pump_send_icmp(s->pump, answer, length))
         count(&s->own->counts[COUNT_ICMP_ERRORS], 1);
 }
 
@@ -109,7 +99,8 @@ static bool send_plain(struct sender *s, const struct sockaddr_in *to, struct io
         .msg_name = (void *)to, .msg_namelen = sizeof *to, .msg_iov = iov, .msg_iovlen = pieces};
     ssize_t sent;
     count(&s->own->counts[COUNT_WRITES], 1);
-    while ((sent = sendmsg(s->pump->udp, &message, MSG_NOSIGNAL)) < 0 && errno == EINTR)
+    int lane = pump_lane(s->pump, to->sin_addr.s_addr);
+    while ((sent = sendmsg(lane, &message, MSG_DONTWAIT | MSG_NOSIGNAL)) < 0 && errno == EINTR)
         ;
     if (sent < 0)
         return false;
@@ -128,21 +119,7 @@ static void send_fragments(struct sender *s, const struct sockaddr_in *to, const
     fragments_begin(&fragments, packet, inner, mtu);
     while ((iov[0].iov_len = fragments_next(&fragments, header, &iov[1])) != 0)
         if (!send_plain(s, to, iov, 2))
-            count(&s->own->drops[DROP_SEND_FAILED], 1);
-}
-
-/* The inner MTU the kernel knows for a peer, 0 when it knows none. Only a connected socket can be asked. */
-static uint16_t ask_path_mtu(const struct sockaddr_in *to)
-{
-    int mtu = 0, probe = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    socklen_t length = sizeof mtu;
-    if (probe < 0)
-        return 0;
-    if (connect(probe, (const struct sockaddr *)to, sizeof *to) != 0 ||
-        getsockopt(probe, IPPROTO_IP, IP_MTU, &mtu, &length) != 0)
-        mtu = 0;
-    close(probe);
-    return mtu < 68 + OUTER_HEADERS ? 0 : mtu > UINT16_MAX ? UINT16_MAX : (uint16_t)(mtu - OUTER_HEADERS);
+            count(&s->own->drops[pump_refusal(errno)], 1);
 }
 
 /* Fragments or an ICMP error for one finished packet; `mtu` 0: not known. */
@@ -158,7 +135,7 @@ static void send_narrow(struct sender *s, const struct sockaddr_in *to, const ui
     if (packet_fit(packet, &inner, &plain, mtu) == FIT_FRAGMENTS)
         send_fragments(s, to, packet, &inner, mtu);
     else
-        drop(s, DROP_TOO_BIG, mtu, packet, &inner);
+        drop(s, DROP_TOO_BIG, mtu, packet, &inner, 1);
 }
 
 static size_t gathered(struct sender *s, const struct iovec *iov, size_t pieces)
@@ -176,11 +153,11 @@ static void plain_refused(struct sender *s, const struct sockaddr_in *to, const 
                           int error)
 {
     if (error != EMSGSIZE) {
-        count(&s->own->drops[DROP_SEND_FAILED], 1);
+        count(&s->own->drops[pump_refusal(error)], 1);
         return;
     }
     struct path *path = path_to(s, to->sin_addr.s_addr);
-    uint16_t mtu = ask_path_mtu(to);
+    uint16_t mtu = pump_path_mtu(to);
     if (mtu != 0) {
         path->mtu = mtu;
         path->mtu_until = s->now + PATH_MTU_NS;
@@ -203,7 +180,7 @@ static void run_refused(struct sender *s, struct run *run, int error)
         return;
     }
     if (!refuses_offload(error)) {
-        count(&s->own->drops[DROP_SEND_FAILED], run->segments);
+        count(&s->own->drops[pump_refusal(error)], run->segments);
         return;
     }
     bool worked = false, narrow = false;
@@ -238,26 +215,45 @@ static void prepare_message(struct run *run, struct msghdr *message)
     memcpy(CMSG_DATA(control), &run->size, sizeof run->size);
 }
 
-/* Sends all runs. What they point to may be used again afterwards. */
-static void flush(struct sender *s)
+/* Sends these runs, all of one lane. A full one costs them: as with the queues of the kernel, nobody waits. */
+static void send_runs(struct sender *s, struct run *const *runs, unsigned number)
 {
     unsigned done = 0;
-    for (unsigned i = 0; i < s->run_count; i++)
-        prepare_message(&s->runs[i], &s->messages[i].msg_hdr);
-    while (done < s->run_count) {
-        int sent = sendmmsg(s->pump->udp, s->messages + done, s->run_count - done, MSG_NOSIGNAL);
+    for (unsigned i = 0; i < number; i++)
+        prepare_message(runs[i], &s->messages[i].msg_hdr);
+    while (done < number) {
+        int sent = sendmmsg(runs[0]->lane, s->messages + done, number - done, MSG_DONTWAIT | MSG_NOSIGNAL);
         count(&s->own->counts[COUNT_WRITES], 1);
         if (sent < 0 && errno == EINTR)
             continue;
         if (sent <= 0) {
-            run_refused(s, &s->runs[done++], errno);
+            run_refused(s, runs[done++], errno);
             continue;
         }
         for (int i = 0; i < sent; i++, done++) {
-            count(&s->own->counts[COUNT_PACKETS], s->runs[done].segments);
-            count(&s->own->counts[COUNT_BYTES], s->runs[done].total);
+            count(&s->own->counts[COUNT_PACKETS], runs[done]->segments);
+            count(&s->own->counts[COUNT_BYTES], runs[done]->total);
         }
     }
+}
+
+/* Sends all runs. What they point to may be used again afterwards. */
+static void flush(struct sender *s)
+{
+    struct run *runs[RUNS];
+    bool taken[RUNS] = {false};
+    for (unsigned first = 0; first < s->run_count; first++) {
+        unsigned number = 0;
+        for (unsigned i = first; i < s->run_count; i++) {
+            if (taken[i] || s->runs[i].lane != s->runs[first].lane)
+                continue;
+            taken[i] = true;
+            runs[number++] = &s->runs[i];
+        }
+        if (number != 0)
+            send_runs(s, runs, number);
+    }
+    batch_goes_on(s->pump, SEND);
     s->run_count = 0;
     s->headers_used = 0;
     memset(s->last_run, 0, sizeof s->last_run);
@@ -275,6 +271,7 @@ static void push(struct sender *s, uint32_t peer, struct peer to, unsigned most,
         *last = (uint16_t)s->run_count;
         run->to = (struct sockaddr_in){
             .sin_family = AF_INET, .sin_addr.s_addr = to.address_be, .sin_port = to.port_be};
+        run->lane = pump_lane(s->pump, to.address_be);
         run->peer = peer;
         run->size = (uint16_t)length;
         run->total = run->segments = run->pieces = 0;
@@ -294,24 +291,41 @@ static void make_room(struct sender *s)
 
 /* ---- Packets from the TUN --------------------------------------------------------------------------------------- */
 
-static void send_segments(struct sender *s, struct segments *segments, uint32_t peer, struct peer to,
-                          const struct path *path, bool narrow)
+/* Packets for `peer`; `most` of them leave in one send. */
+struct target {
+    uint32_t peer;
+    struct peer to;
+    unsigned most;
+    uint16_t mtu; /* of its path, where that is narrow */
+};
+
+/* A copy of what is known of the path: a flush may give its place to another. */
+static struct target target_of(struct sender *s, uint32_t peer)
 {
-    unsigned most = s->pump->offloads.udp_segment && path->no_segment_until <= s->now ? RUN_SEGMENTS : 1;
+    struct peer to = table_peer(s->table, peer);
+    const struct path *path = path_to(s, to.address_be);
+    bool share = s->pump->offloads.udp_segment && path->no_segment_until <= s->now;
+    return (struct target){.peer = peer,
+                           .to = to,
+                           .most = share ? RUN_SEGMENTS : 1,
+                           .mtu = path->mtu_until > s->now ? path->mtu : UINT16_MAX};
+}
+
+static void send_segments(struct sender *s, struct segments *segments, const struct target *target, bool narrow)
+{
     struct sockaddr_in address = {
-        .sin_family = AF_INET, .sin_addr.s_addr = to.address_be, .sin_port = to.port_be};
-    uint16_t mtu = path->mtu;
+        .sin_family = AF_INET, .sin_addr.s_addr = target->to.address_be, .sin_port = target->to.port_be};
     for (;;) {
         make_room(s);
         struct iovec iov[2] = {{.iov_base = s->headers + s->headers_used, .iov_len = segments->header_length}};
         if (!segments_next(segments, iov[0].iov_base, &iov[1]))
             return;
-        if (narrow && iov[0].iov_len + iov[1].iov_len > mtu) { /* the last one may fit */
+        if (narrow && iov[0].iov_len + iov[1].iov_len > target->mtu) { /* the last one may fit */
             flush(s); /* the order is kept */
-            send_narrow(s, &address, s->scratch, gathered(s, iov, 2), mtu);
+            send_narrow(s, &address, s->scratch, gathered(s, iov, 2), target->mtu);
         } else {
             s->headers_used += (segments->header_length + 15u) & ~15u;
-            push(s, peer, to, most, iov, 2);
+            push(s, target->peer, target->to, target->most, iov, 2);
         }
     }
 }
@@ -332,14 +346,13 @@ static bool take(struct sender *s, uint8_t *bytes, size_t length)
     length -= sizeof vnet;
     enum drop reason = packet_route(s->table, &s->cursor, packet, length, &inner, &peer);
     if (reason != DROP_NONE) {
-        drop(s, reason, 0, packet, &inner);
+        drop(s, reason, 0, packet, &inner, segments_count(packet, length, &vnet));
         return false;
     }
-    struct peer to = table_peer(s->table, peer);
-    struct path *path = path_to(s, to.address_be);
-    enum fit fit = path->mtu_until > s->now ? packet_fit(packet, &inner, &vnet, path->mtu) : FIT_WHOLE;
+    struct target target = target_of(s, peer);
+    enum fit fit = target.mtu != UINT16_MAX ? packet_fit(packet, &inner, &vnet, target.mtu) : FIT_WHOLE;
     if (fit == FIT_TOO_BIG) {
-        drop(s, DROP_TOO_BIG, path->mtu, packet, &inner);
+        drop(s, DROP_TOO_BIG, target.mtu, packet, &inner, segments_count(packet, length, &vnet));
         return false;
     }
     reason = packet_finish(packet, &inner, &vnet);
@@ -351,20 +364,19 @@ static bool take(struct sender *s, uint8_t *bytes, size_t length)
     }
     if (vnet.gso_type != VNET_GSO_NONE) {
         count(&s->own->counts[COUNT_SUPER_PACKETS], 1);
-        send_segments(s, &segments, peer, to, path, fit == FIT_FRAGMENTS);
+        send_segments(s, &segments, &target, fit == FIT_FRAGMENTS);
         return false;
     }
     struct iovec iov = {.iov_base = packet, .iov_len = length};
-    bool share = s->pump->offloads.udp_segment && path->no_segment_until <= s->now;
     make_room(s);
     if (fit == FIT_FRAGMENTS) {
         flush(s);
         iov.iov_len = gathered(s, &iov, 1);
-        send_narrow(s, &(struct sockaddr_in){.sin_family = AF_INET, .sin_addr.s_addr = to.address_be,
-                                             .sin_port = to.port_be},
-                    s->scratch, length, path->mtu);
+        send_narrow(s, &(struct sockaddr_in){.sin_family = AF_INET, .sin_addr.s_addr = target.to.address_be,
+                                             .sin_port = target.to.port_be},
+                    s->scratch, length, target.mtu);
     } else {
-        push(s, peer, to, share ? RUN_SEGMENTS : 1, &iov, 1);
+        push(s, peer, target.to, target.most, &iov, 1);
     }
     return true;
 }
@@ -394,6 +406,8 @@ static void take_more(struct sender *s, size_t used)
         if (used + BUFFER > ARENA) {
             flush(s);
             used = 0;
+            if (pump_now() - s->now > BATCH_NS)
+                return;
         }
         ssize_t length = read_more(s, s->arena + used);
         if (length <= 0)
@@ -419,8 +433,7 @@ void *send_loop(void *argument)
         if (length < 0) {
             if (errno == EBADFD || errno == EBADF)
                 pump_fail(pump, "the TUN device is gone");
-            if (errno != EINTR)
-                pump_pause();
+            pump_read_failed(pump, SEND, errno);
             continue;
         }
         s->table = batch_begin(pump, SEND);

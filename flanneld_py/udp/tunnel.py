@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import RLock
@@ -56,6 +56,8 @@ class Look:
     """Why no packets are forwarded."""
     mended: tuple[str, ...] = ()
     """What was wrong since the last look, and is no more."""
+    settings: PumpSettings | None = None
+    """What is asked of it."""
 
 
 @dataclass(slots=True)
@@ -89,21 +91,20 @@ class Tunnel:
         self._rows: dict[IPNetwork, Endpoint] = {}
         self._memory = -1
         """The memfd that is kept; -1: none yet."""
+        self._spare: socket.socket | None = None
+        """One that was kept, and no pump has: it holds its port until it is used or closed."""
         self._mended: list[str] = []
         self._wrong = ""
 
     # --- at the start -----------------------------------------------------------------------------
 
     def adopt(self, resumed: resume.Resumed) -> bool:
-        """Take over a pump that was started before; whether it is ours."""
+        """Take over a pump that was started before; whether it is ours, and has what it was made for."""
         known = remembered.parse(resumed.cut)
         name = name_of(resumed.tun)
-        if known is None or known.prefix != self._prefix or known.device != name:
-            resumed.pump.close()
-            resumed.udp.close()
-            for fd in (resumed.tun, resumed.memory):
-                with suppress(OSError):
-                    os.close(fd)
+        if known is None or (known.prefix, known.device) != (self._prefix, name):
+            return False
+        if not _stands_at(resumed.udp, known.settings):
             return False
         self._memory = resumed.memory
         self._tuns.adopt(name, resumed.tun)
@@ -112,16 +113,40 @@ class Tunnel:
         self.changed(remembered.render(self._prefix, name, known.settings, resumed.cut.table))
         return True
 
-    def recall(self, whole: bytes) -> bool:
-        """The same with nothing but a file: the device stands, and nobody reads it. Whether it succeeded."""
+    def salvage(self, fds: Mapping[str, int], ours: Collection[str]) -> None:
+        """Keep what may be of use of kept descriptors that are no whole, and close the others.
+
+        Args:
+            fds: by the name under which they were kept.
+            ours: the names of our devices.
+        """
+        for name, fd in fds.items():
+            if name == kept.TUN and (device := name_of(fd)) in ours:
+                self._tuns.adopt(device, fd)  # it takes one reader
+                continue
+            if name == kept.SOCKET:
+                with suppress(OSError):
+                    self._spare = socket.socket(fileno=fd)
+                    continue
+            os.close(fd)
+            self._keeper.forget(name)
+
+    def recall(self, whole: bytes, ours: Collection[str]) -> bool:
+        """The same with nothing but a file, where one of our devices stands and nobody reads it.
+
+        Args:
+            whole: as `changed` got it.
+            ours: the names of our devices.
+
+        Returns: whether it succeeded.
+        """
         found = resume.cut(whole)
         known = remembered.parse(found) if found is not None else None
-        if found is None or known is None or known.prefix != self._prefix:
+        if found is None or known is None or known.prefix != self._prefix or known.device not in ours:
             return False
         with suppress(OSError, FlanneldError, ValueError):
-            socket.if_nametoindex(known.device)
             tun = self._tuns.attach(known.device)
-            udp = open_socket(str(known.settings.address), known.settings.port)
+            udp = self._open(known.settings)
             started = resume.start(tun, udp, found)
             self._work = _Work(known.device, known.settings, started.pump, tun, udp)
             self._rows = known.rows
@@ -169,7 +194,9 @@ class Tunnel:
                     counters = work.pump.counters()
             mended, self._mended = tuple(self._mended), []
             running = None if self._wrong else work.pump.running
-            return Look(work.device, running, work.pump.restarts, counters, self._wrong, mended)
+            return Look(
+                work.device, running, work.pump.restarts, counters, self._wrong, mended, work.settings
+            )
 
     # --- the rest ---------------------------------------------------------------------------------
 
@@ -196,7 +223,9 @@ class Tunnel:
             self._work_with(op.key, op.value)
         except (OSError, PumpDown) as error:
             if self._work is None:
-                self._forget()  # what is kept for us, and we did not get, may be what is in the way
+                # What is kept for us, and we did not get or do not want, may be what is in the way.
+                self._close_spare()
+                self._forget()
             return _explain(op.key, op.value, error)
         return self._give(self._rows)
 
@@ -210,7 +239,7 @@ class Tunnel:
         old = self._work
         tun = self._tuns.attach(device)
         if old is None or old.tun != tun or _place(old.settings) != _place(settings):
-            udp = open_socket(str(settings.address), settings.port)
+            udp = self._open(settings)
         else:
             udp = old.udp
         if old is not None and (old.tun, old.udp, old.settings.plane) == (tun, udp, settings.plane):
@@ -220,7 +249,7 @@ class Tunnel:
             return
         if old is not None and old.device != device:
             self._rows = {}
-        work = _Work(device, settings, Pump(tun, udp.fileno(), settings.plane), tun, udp)
+        work = _Work(device, settings, Pump(tun, udp.fileno(), resume.tried(settings.plane)), tun, udp)
         try:
             self._fill(work, self._rows)
             work.pump.start()
@@ -231,6 +260,7 @@ class Tunnel:
         self._work, self._wrong = work, ""
         if old is not None:
             old.pump.close()
+            work.pump.count_on(old.pump)
             if old.udp is not udp:
                 old.udp.close()
         self._keep(work)
@@ -253,7 +283,25 @@ class Tunnel:
             work.pump.set_table(table)
         return table
 
+    def _open(self, settings: PumpSettings) -> socket.socket:
+        """The socket that was kept, where it is the right one; else a new one.
+
+        Raises:
+            OSError: see open_socket.
+        """
+        spare = self._spare
+        if spare is not None and _stands_at(spare, settings):
+            self._spare = None
+            return spare
+        return open_socket(str(settings.address), settings.port)
+
+    def _close_spare(self) -> None:
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.close()
+
     def _keep(self, work: _Work) -> None:
+        self._close_spare()
         self._keeper.keep(kept.TUN, work.tun)
         self._keeper.keep(kept.SOCKET, work.udp.fileno())
 
@@ -305,13 +353,23 @@ def _place(settings: PumpSettings) -> tuple[object, int]:
     return settings.address, settings.port
 
 
+def _stands_at(udp: socket.socket, settings: PumpSettings) -> bool:
+    """Whether it is the socket for these: who kept it may have missed the latest one."""
+    try:
+        here = udp.family, udp.type, udp.getsockname()
+    except OSError:
+        return False
+    return here == (socket.AF_INET, socket.SOCK_DGRAM, (str(settings.address), settings.port))
+
+
 def _explain(device: str, settings: PumpSettings, error: OSError | PumpDown) -> str:
     if isinstance(error, PumpDown):
         return str(error)
     if error.errno == errno.EADDRINUSE:
         return (
             f"UDP port {settings.port} of {settings.address} is used by another program, such as a flannel "
-            f"that still runs: stop that, or set another Backend.Port for all hosts"
+            f"that still runs: stop that, or set another Backend.Port for all hosts; of two flanneld-py on a "
+            f"host each needs its own"
         )
     if error.errno == errno.EADDRNOTAVAIL:
         return f"{settings.address} is no address of this host any more"

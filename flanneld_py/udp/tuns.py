@@ -30,7 +30,12 @@ class Tuns:
 
     def make(self, name: str) -> None:
         """See drivers/tunmaker.py."""
-        self.adopt(name, open_tun(name, persistent=False, new=True))
+        tun = open_tun(name, persistent=False, new=True)
+        if (old := self._fds.get(name)) is not None:
+            # That device is in another namespace by now, where nobody else would delete it.
+            with suppress(OSError):
+                fcntl.ioctl(old, TUNSETPERSIST, 0)
+        self.adopt(name, tun)
 
     def keep(self, name: str) -> None:
         """See drivers/tunmaker.py."""

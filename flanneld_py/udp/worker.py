@@ -61,6 +61,10 @@ HEAD = 8
 """Bytes before the body of a message: verb and number."""
 LONGEST = 1 << 16
 """Bytes of a message; the table does not travel in one."""
+COMM = "flanneld-pump"
+"""At most 15 bytes (TASK_COMM_LEN of linux/sched.h)."""
+NOT_LOADED = "the compiled extension"
+"""How it begins, why not native, when that is not there or does not fit."""
 PLANES = ("auto", "native", "python")
 OFFLOADS = ("tso", "uso", "udp_segment", "udp_gro")
 
@@ -123,11 +127,11 @@ def choose(
     why = "python was asked for"
     if plane != "python":
         try:
-            from flanneld_py.udp import _pump  # noqa: PLC0415 - it may be missing
+            import flanneld_py.udp._pump as _pump  # noqa: PLC0415, PLR0402 - it may be missing, and is told so
+        except ModuleNotFoundError:
+            why = f"{NOT_LOADED} is not installed"
         except ImportError as error:
-            if plane == "native":
-                raise
-            why = str(error)
+            why = f"{NOT_LOADED} cannot be loaded: {error}"
         else:
             return (
                 _pump.Pump(tun, udp, tso, uso, udp_segment, udp_gro),
@@ -135,6 +139,8 @@ def choose(
                 "",
                 " ".join(_pump.COUNTERS),
             )
+        if plane == "native":
+            raise ImportError(why)
     from flanneld_py.udp import pypump  # noqa: PLC0415 - 10 ms, mostly not needed
 
     pump = pypump.Pump(tun, udp, tso, uso, udp_segment, udp_gro, control)
@@ -163,11 +169,21 @@ def obey(pump: RunningPump, control: _socket.socket) -> None:
         raise ControlClosed
 
 
+def _name_process() -> None:
+    """For ps and top; see /proc/PID/comm in proc(5)."""
+    try:
+        with open("/proc/self/comm", "w") as name:  # noqa: PTH123 - pathlib takes 5 ms
+            name.write(COMM)
+    except OSError:  # /proc may be mounted for reading only
+        pass
+
+
 def main(argv: Sequence[str]) -> int:
     """Forward until told to stop; the exit code."""
     # A service manager signals all processes of the daemon; packets are forwarded until the daemon ends.
     for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
         _signal.signal(number, _signal.SIG_IGN)
+    _name_process()
     plane, tun, udp, channel, off = argv[1], int(argv[2]), int(argv[3]), int(argv[4]), argv[5].split(",")
     sys.path.append(os.path.abspath(__file__).removesuffix("/flanneld_py/udp/worker.py"))  # noqa: PTH100 - 5 ms
     control = _socket.socket(fileno=channel)

@@ -6,11 +6,14 @@
  *   nowait              preadv2 with RWF_NOWAIT on a TUN: EOPNOTSUPP (before 5.11)
  *   EIO@192.0.2.2       a send with UDP_SEGMENT to this address; also EINVAL, EMSGSIZE, ENOBUFS
  *   write-tcp, write-udp  a write of a super-packet to the TUN: EINVAL
+ *   receive             every read of an IPv4 socket: ENOTCONN
+ *   read                every read of a TUN: EIO
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <dlfcn.h>
 #include <errno.h>
+#include <linux/if.h>
 #include <linux/if_tun.h>
 #include <netinet/in.h>
 #include <netinet/udp.h>
@@ -94,6 +97,35 @@ ssize_t writev(int fd, const struct iovec *iov, int count)
     return REAL(writev)(fd, iov, count);
 }
 
+static bool is_tun(int fd)
+{
+    struct ifreq request;
+    return REAL(ioctl)(fd, TUNGETIFF, &request) == 0;
+}
+
+static bool is_ipv4(int fd)
+{
+    struct sockaddr_storage here = {0};
+    socklen_t length = sizeof here;
+    return getsockname(fd, (struct sockaddr *)&here, &length) == 0 && here.ss_family == AF_INET;
+}
+
+ssize_t read(int fd, void *buffer, size_t length)
+{
+    return refused("read") && is_tun(fd) ? refuse(EIO) : REAL(read)(fd, buffer, length);
+}
+
+ssize_t recvmsg(int fd, struct msghdr *message, int flags)
+{
+    return refused("receive") && is_ipv4(fd) ? refuse(ENOTCONN) : REAL(recvmsg)(fd, message, flags);
+}
+
+int recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags, struct timespec *timeout)
+{
+    return refused("receive") && is_ipv4(fd) ? refuse(ENOTCONN)
+                                              : REAL(recvmmsg)(fd, messages, count, flags, timeout);
+}
+
 int ioctl(int fd, unsigned long request, ...)
 {
     va_list arguments;
@@ -124,6 +156,8 @@ ssize_t preadv2(int fd, const struct iovec *iov, int count, off_t offset, int fl
 {
     if (flags & RWF_NOWAIT && refused("nowait"))
         return refuse(EOPNOTSUPP);
+    if (refused("read") && is_tun(fd))
+        return refuse(EIO);
     return REAL(preadv2)(fd, iov, count, offset, flags);
 }
 

@@ -99,7 +99,7 @@ def expected(host: Host, backend: str, *, vni: int = 1, direct: Sequence[str] = 
 def _udp_rows(host: Host, own: str, records: dict[str, dict[str, Any]]) -> Rows:
     """Whatever the peers are, the kernel holds the same; where packets for them go only packets can tell."""
     mtu = external_mtu(host) - UDP_OVERHEAD
-    rows = {f"link {TUN}": f"mtu={mtu} up=True alias=flanneld-py:{host.prefix} runs=True"}
+    rows = {f"link {TUN}": f"mtu={mtu} queue=1000 up=True alias=flanneld-py:{host.prefix} runs=True"}
     for key, record in records.items():
         for family, subnet in subnets_of(key).items() if key != own else ():
             agreed = family == 4 or (record.get(DATA[6]) or {}).get("IPv6") is True
@@ -142,8 +142,8 @@ def _actual_udp_rows(host: Host) -> Rows:
             continue
         # A TUN has a carrier as long as somebody reads it.
         rows[f"link {TUN}"] = (
-            f"mtu={link['mtu']} up={'UP' in link['flags']} alias={link.get('ifalias')} "
-            f"runs={'LOWER_UP' in link['flags']}"
+            f"mtu={link['mtu']} queue={link['txqlen']} up={'UP' in link['flags']} "
+            f"alias={link.get('ifalias')} runs={'LOWER_UP' in link['flags']}"
         )
         addresses = [
             address

@@ -135,3 +135,10 @@ def test_an_interrupted_bench_leaves_nothing(number: signal.Signals, tmp_path: P
 
 def _directories_of(pid: int) -> list[Path]:
     return [directory for directory in directories() if f".{pid}." in directory.name]
+
+
+def test_a_peer_that_is_not_there_is_named_before_anything_is_measured(tmp_path: Path) -> None:
+    lines: list[str] = []
+    with pytest.raises(LabError, match="no program that can be executed"):
+        bench(Plan(peer=tmp_path / "none"), lines.append)
+    assert lines == []

@@ -178,6 +178,7 @@ TUN_DEVICE = (
         "flannel0",
     ),
     Drift("MTU changed", "links", "ip link set flannel0 mtu 1300", TUN_LINK, "mtu=1300"),
+    Drift("queue changed", "links", "ip link set flannel0 txqueuelen 1", TUN_LINK, "queue=1"),
     Drift("mark changed", "links", "ip link set flannel0 alias foo", TUN_LINK, "alias=foo"),
     Drift("link down", "links", "ip link set flannel0 down", TUN_LINK, "up=False"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flanneld_py.lab import Transfer, wait_for
+from flanneld_py.udp import pump
 from flanneld_py.udp.pump import ANSWER_WITHIN, CRASHES, WORKER, Pump, PumpDown, open_socket
 from flanneld_py.udp.table import Peer, SourceCheck
 from tests.netns.entering import inside
@@ -36,13 +38,15 @@ if TYPE_CHECKING:
     MakeEnd = Callable[..., End]
 
 PLANES: tuple[Plane, ...] = ("native", "python")
-SO_NO_CHECK = 11
+SO_NO_CHECK, PIDFD_GETFD = 11, 438
 SWAPPED = {"native": 300, "python": 20}
 BUSY = {"native": 128 << 20, "python": 8 << 20}
 """Bytes in a second, so that most swaps meet a batch."""
 REPLACED = 25
 """Workers in a row; a packet is in flight at the end of few of them."""
 OFFLOADS = ("tso", "uso", "udp_segment", "udp_gro")
+AGAIN = 15.0
+"""Seconds, in the place of an hour."""
 
 
 @pytest.fixture
@@ -118,11 +122,24 @@ def test_none_of_the_offloads(lab: Lab, make_end: MakeEnd) -> None:
     assert a.pump.counters()["receive.super-packets"] == 0
 
 
+def without_checksums(end: End) -> None:
+    """All sockets that the worker sends by."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    pid = end.running.pid
+    worker = os.pidfd_open(pid)
+    for number in map(int, os.listdir(f"/proc/{pid}/fd")):  # noqa: PTH208 - names are enough
+        fd = libc.syscall(PIDFD_GETFD, worker, number, 0)
+        with contextlib.suppress(OSError), socket.socket(fileno=fd) as udp:  # not all are sockets
+            if udp.type == socket.SOCK_DGRAM:
+                udp.setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 1)
+    os.close(worker)
+
+
 @pytest.mark.parametrize("plane", PLANES)
 def test_a_kernel_that_refuses_udp_segment(lab: Lab, make_end: MakeEnd, plane: Plane) -> None:
     """The same batch goes again, packet by packet. EINVAL without outer checksums (net/ipv4/udp.c)."""
     a, b = pair(lab, make_end, (plane, plane))
-    a.udp.setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 1)
+    without_checksums(a)
     exchange(a.host, b.host, 1 << 20)
     counters = a.pump.counters()
     assert 0 < counters["send.offload-refused"] < 10  # not tried again and again
@@ -381,7 +398,10 @@ def children(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
-def test_auto_gives_up_on_a_native_pump_that_crashes(lab: Lab, make_end: MakeEnd) -> None:
+def test_auto_gives_up_on_a_native_pump_that_crashes_and_tries_it_again_later(
+    lab: Lab, make_end: MakeEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pump, "NATIVE_AGAIN", AGAIN)
     a, b = pair(lab, make_end, ("auto", "native"))
 
     def tended() -> Running | None:
@@ -393,12 +413,22 @@ def test_auto_gives_up_on_a_native_pump_that_crashes(lab: Lab, make_end: MakeEnd
         running = wait_for(tended, 10, "a worker")
         assert running is not None
         assert running.plane == "native"
-        os.kill(running.pid, signal.SIGSEGV)
+        last = running.pid
+        os.kill(last, signal.SIGSEGV)
         wait_for(lambda gone=running: tended() != gone, 5, "its end to be noticed")  # type: ignore[misc]
     running = wait_for(tended, 10, "the other pump")
     assert running is not None
     assert running.plane == "python"
+    assert (
+        running.why
+        == f"native ended {CRASHES} times within a minute, last: pid {last} was killed by signal 11"
+    )
     assert a.host.pod.ping(b.host.pod.address, 2, wait=2).lost == 0
+    pings = a.host.pod.start_ping(b.host.pod.address, 0.002)
+    again = wait_for(tended, 2 * AGAIN, "the native one again", lambda found: found != running)
+    assert again is not None
+    assert (again.plane, again.why) == ("native", "")
+    assert pings.stop().lost == ()
 
 
 @pytest.mark.parametrize("plane", PLANES)

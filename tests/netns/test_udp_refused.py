@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from flanneld_py.lab import wait_for
 from tests.netns import test_udp_pump
 from tests.netns.test_udp_pump import OFFLOADS, PLANES, join, pair
 from tests.netns.udp_traffic import burst, exchange, leaves_in_one_piece, super_datagrams
@@ -96,6 +97,25 @@ def test_another_error_is_no_reason_to_fall_back(
     assert a.drops()["send.send-failed"] == SEGMENTS
     assert a.pump.counters()["send.offload-refused"] == 0
     burst(a.host.pod, b.host.pod, b.host.pod.address, [100, 200, 300], pause=1)
+
+
+@pytest.mark.parametrize(
+    ("refused", "told"), [("receive", "not connected"), ("read", "TUN device cannot be read")]
+)
+@pytest.mark.parametrize("plane", PLANES)
+def test_reads_that_always_fail_end_the_worker(
+    lab: Lab, make_end: MakeEnd, refuse: Refuse, plane: Plane, refused: str, told: str
+) -> None:
+    """It was once alive and well, and forwarded nothing."""
+    refuse(refused)
+    a, b = pair(lab, make_end, (plane, plane))
+    a.host.pod.start_ping(b.host.pod.address, 0.1)
+    b.host.pod.start_ping(a.host.pod.address, 0.1)
+    wrong = wait_for(a.tend, 20, "the end of the worker")
+    if (plane, refused) == ("python", "receive"):
+        told = "received packets has ended"
+    assert told in str(wrong)
+    assert a.pump.counters()[f"{'receive' if refused == 'receive' else 'send'}.read-errors"] > 10
 
 
 @pytest.mark.parametrize(("refused", "other"), [("write-udp", "tcp"), ("write-tcp", "udp")])

@@ -1,6 +1,7 @@
 """The real pump under AddressSanitizer and UndefinedBehaviorSanitizer, and its threads under ThreadSanitizer.
 
-What runs are tests of test_udp_pump.py: every path through the native pump, and all that its threads share.
+What runs are tests of test_udp_pump.py and test_udp_slow.py: every path through the native pump, and all that
+its threads share.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import pytest
 
 from tests.netns import sanitizers
 from tests.netns import test_udp_pump as tests
+from tests.netns import test_udp_slow as slow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,6 +41,13 @@ CASES: dict[str, Callable[..., None]] = {
     "tables-replaced": partial(tests.test_large_tables_replaced_while_forwarding, plane="native"),
     "wrong-table": partial(tests.test_a_wrong_table_changes_nothing, plane="native"),
     "worker-replaced": partial(tests.test_a_replaced_worker_loses_nothing, planes=BOTH),
+    "full-lane": partial(
+        slow.others_are_not_held_up,
+        plane="native",
+        burst="datagrams",
+        leaf=slow.LONG,
+        times=1,  # it may be that slow
+    ),
     "device-deleted": partial(tests.test_a_deleted_device, plane="native"),
 }
 

@@ -126,6 +126,13 @@ def test_another_backend(backend_type: str, said: str) -> None:
     )
 
 
+def test_a_host_of_udp_takes_the_type_udp_as_well_as_none() -> None:
+    """Flannel's udp writes none; nor does it look."""
+    typed, world = peer(9, backend_type="udp"), World(())
+    assert admit(snapshot_of((typed,)), None, world.config, None, "").accepted == (typed,)
+    assert admit(snapshot_of((typed,)), None, world.config, None, "vxlan").rejected.keys() == {typed.key}
+
+
 def test_a_mac_that_is_taken() -> None:
     said = "VTEP MAC 02:00:00:00:00:03 belongs to the lease peer-3"
     assert reason(peer(3), peer(9, vtep_macs=PerFamily(mac(3)))) == said

@@ -90,6 +90,17 @@ def test_no_host_is_this_one_when_our_node_id_is_not_known() -> None:
     assert not any(row["own"] for row in as_json(listing(TEN, NINE), verdict)["leases"])
 
 
+@pytest.mark.parametrize("backend", ["udp", "alloc"])
+def test_records_of_a_backend_that_writes_no_type_have_that_of_the_config(backend: str) -> None:
+    config = b'{"Network":"10.5.0.0/16","Backend":{"Type":"%s"}}' % backend.encode()
+    host = Entry("subnets/10.5.3.0-24", b'{"PublicIP":"192.0.2.3","NodeID":"n"}', 1, 1, 7)
+    reserved = Entry("subnets/10.5.4.0-24", b'{"PublicIP":"192.0.2.4"}', 1, 1, 0)
+    found = listing(host, reserved, config=config)
+    verdict = judge(found, "")
+    assert [line.split()[2] for line in shown(found, verdict)[1:3]] == [backend, "-"]
+    assert as_json(found, verdict)["leases"][0]["backend"] == "", "as it is stored"
+
+
 def test_bad_records_have_a_row_with_the_reason() -> None:
     lines = shown(listing(NINE, BAD, TEN), Verdict("daemon", OWN, {"10.5.9.0-24": "it overlaps"}))
     assert lines[1].startswith("10.5.8.0/24")

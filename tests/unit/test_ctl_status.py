@@ -141,6 +141,53 @@ def test_drift_and_failures() -> None:
     assert "and 2 more (--json lists all)" in text
 
 
+def test_of_failures_that_wait_for_one_another_the_root_alone_is_shown() -> None:
+    root = {"op": "set data plane flannel0", "error": "the port is used"}
+    waits = [
+        {"op": f"set tunnel 10.5.{n}.0/24", "error": "waits for data plane flannel0: the port is used"}
+        for n in range(6)
+    ]
+    text = shown(changed(drift={"repaired": {}, "ops": {}, "failed": [*waits, root]}))
+    assert text.count("the port is used") == 1
+    assert "6 ops more that wait for others" in text
+
+
+PLANE = {
+    "device": "flannel0",
+    "runs": "native",
+    "why": None,
+    "pid": 4712,
+    "port": 8285,
+    "offloads": ["tso", "udp_gro"],
+    "restarts": 1,
+    "traffic": {
+        "tx": {"packets": 12, "drops": {}},
+        "rx": {"packets": 0, "drops": {"outer-source-unknown": 2}},
+    },
+}
+
+
+def test_what_forwards_and_what_it_drops() -> None:
+    lines = shown(changed(backend="udp", data_plane=PLANE)).splitlines()
+    assert "  data plane native, port 8285, tso udp_gro, 1 restart" in lines
+    assert "  traffic    12 packets to peers, 0 from them; dropped: rx outer-source-unknown 2" in lines
+    python = {**PLANE, "runs": "python", "why": "python was asked for", "offloads": [], "restarts": 0}
+    text = shown(changed(backend="udp", data_plane=python))
+    assert "  data plane python (slower): python was asked for, port 8285, no offloads, 0 restarts\n" in text
+    assert "data plane none: nothing forwards on flannel0" in shown(
+        changed(data_plane={**PLANE, "runs": None})
+    )
+
+
+@pytest.mark.parametrize("backend", ["udp", "vxlan"])
+@pytest.mark.parametrize("state", ["stopped", "killed", "in sync"])
+def test_a_dead_udp_host_is_told_to_be_cut_off(backend: str, state: str) -> None:
+    status = changed(backend=backend, state=state)
+    text = click.unstyle(render(Told(status, "file", "/run/x.sock: no", NOW), NOW))
+    said = "Backend udp: nobody forwards: containers are cut off until it runs again.\n" in text
+    assert said == (backend == "udp" and state != "in sync")
+
+
 def test_left_out_records() -> None:
     text = shown(
         changed(peers={"count": 3, "held": 0, "bad": {"10.5.9.0-24": "PublicIP is missing"}, "bad_count": 1})

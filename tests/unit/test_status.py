@@ -19,7 +19,16 @@ from flanneld_py import __version__
 from flanneld_py.backends import backend_of
 from flanneld_py.core.admit import Peers
 from flanneld_py.daemon.checks import KERNEL_GRACE, REGISTRY_GRACE
-from flanneld_py.daemon.inbox import LeaseState, Levels, Network, Problem, RegistryState, Report, utc_now
+from flanneld_py.daemon.inbox import (
+    DataPlane,
+    LeaseState,
+    Levels,
+    Network,
+    Problem,
+    RegistryState,
+    Report,
+    utc_now,
+)
 from flanneld_py.daemon.status import Process, compose, one_line
 from flanneld_py.model import OwnLease, PerFamily, Record, Snapshot
 from tests.unit import strategies
@@ -412,6 +421,44 @@ def test_of_ten_thousand_failures_some_are_shown_and_all_are_counted() -> None:
     assert found["drift"]["failed"][0] == {"op": "set route 10.5.0.0/24", "error": "No buffer space"}
     assert 0 < len(found["drift"]["failed"]) <= 100
     assert "(10000 in all)" in found["problems"][0]["reason"]
+
+
+def test_of_failures_that_wait_for_one_another_the_root_is_the_problem() -> None:
+    waits = tuple(
+        (f"set tunnel 10.5.{n}.0/24", "waits for data plane flannel0: port taken") for n in range(6)
+    )
+    report = replace(WELL.report, in_sync=False, failed=(*waits, ("set data plane flannel0", "port taken")))
+    found = status(replace(WELL, report=report))
+    reason = "set data plane flannel0: port taken (1 in all, and 6 more wait for others)"
+    assert found["problems"][0]["reason"] == reason
+
+
+def test_a_stopped_udp_host_is_cut_off_and_says_so() -> None:
+    stopped = {"state": "stopped"}
+    assert one_line({**stopped, "backend": "vxlan"}) == "stopped; the data plane stays"
+    assert one_line({**stopped, "backend": "udp"}) == (
+        "stopped; nobody forwards: containers are cut off until it runs again"
+    )
+
+
+@pytest.mark.parametrize("name", ["loss_problem", "fallback_problem"])
+def test_traffic_that_is_lost_or_slow_is_a_problem_and_leaves_it_ready(name: str) -> None:
+    """A stranger's flood must not take a host out of service."""
+    told = {"loss_problem": "packets-dropped", "fallback_problem": "data-plane-python"}
+    values: dict[str, Any] = {name: problem(told[name])}
+    found = status(replace(WELL, **values))
+    assert (found["state"], found["ready"]) == ("degraded", True)
+    assert [item["code"] for item in found["problems"]] == [told[name]]
+
+
+def test_drops_are_shown_by_direction_where_there_are_any() -> None:
+    counters = {"send.packets": 7, "send.drop.no-route": 0, "receive.packets": 2, "receive.drop.version": 3}
+    levels = replace(WELL, data_plane=DataPlane("flannel0", "native", port=8285))
+    found = compose(levels, Process(1, "/p", "n", traffic=lambda: counters))["data_plane"]
+    assert found["traffic"] == {
+        "tx": {"packets": 7, "drops": {}},
+        "rx": {"packets": 2, "drops": {"version": 3}},
+    }
 
 
 def test_of_ten_thousand_bad_records_some_are_shown_and_all_are_counted() -> None:

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
 
-from flanneld_py.udp import reference, referenceicmp
+from flanneld_py.udp import pypacket, reference, referenceicmp
 from flanneld_py.udp.reference import GSO_TCPV4, GSO_TCPV6, GSO_UDP, NEEDS_CSUM, TCP, UDP, Vnet
 from flanneld_py.udp.table import Here, Peer, SourceCheck, pack
 from tests.unit import packets
@@ -139,6 +139,27 @@ def test_headers_of_segments_end_somewhere(core: Core) -> None:
         assert (start + 24 <= 256) == fits
         reason, _ = core.send(packet, Vnet(NEEDS_CSUM, GSO_TCPV6, 0, 100, start, 16))
         assert reason == (None if fits else "offload")
+
+
+def test_a_super_packet_has_no_more_segments_than_a_sender_makes(core: Core) -> None:
+    """One of a byte each was once cut into 60,000 packets."""
+    for make, kind, offset, header, size, most in (
+        (packets.tcp, GSO_TCPV4, 16, 40, 1, 2048),
+        (packets.tcp, GSO_TCPV4, 16, 40, 31, 2048),
+        (packets.udp, GSO_UDP, 6, 28, 1, 128),
+        (packets.udp, GSO_UDP, 6, 28, 500, 128),
+    ):
+        for payload, fits in ((size * most, True), (size * most + 1, False)):
+            packet = packets.ipv4(OURS, A, UDP if kind == GSO_UDP else TCP, make(bytes(payload)))
+            vnet = Vnet(NEEDS_CSUM, kind, 0, size, 20, offset)
+            reason, sent = core.send(packet, vnet)
+            assert (reason, len(sent)) == ((None, most) if fits else ("offload", 0))
+            assert (reference.segments(packet, vnet) is not None) == fits
+            cut = pypacket.super_headers(memoryview(packet), kind, size)
+            assert (cut is not None) == fits
+            number = pypacket.segments_count(memoryview(packet), (NEEDS_CSUM, kind, 0, size, 20, offset))
+            assert number == (most if fits else 1)
+            assert header + payload == len(packet)
 
 
 def test_a_super_packet_is_what_its_vnet_header_says(core: Core) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from flanneld_py.udp.pycounts import DROP_REASONS
+from flanneld_py.core.losses import TOLD
+from flanneld_py.udp.pycounts import DROP_REASONS, ONE_WAY
 
 ROOT = Path(__file__).parents[2]
 ROW = re.compile(r"^\| `([a-z0-9-]+)` \| (tx|rx|tx, rx) \| (.+) \| (.+) \|$", re.MULTILINE)
 NOT_COUNTED = "none"
-SENT, RECEIVED = ("send.c", "segment.c"), ("receive.c",)
+SENT, RECEIVED = ("send.c", "segment.c", "lanes.c"), ("receive.c",)
 
 
 def rows() -> list[tuple[str, str, str, str]]:
@@ -47,6 +48,20 @@ def test_directions_are_those_in_which_the_code_drops() -> None:
         (symbol,) = [symbol for symbol, name in symbols.items() if name == reason]
         found = [way for way, text in places.items() if re.search(rf"\b{symbol}\b", text)]
         assert ", ".join(found) == directions, reason
+
+
+def test_reasons_of_one_direction_are_shown_for_that_alone() -> None:
+    ways = {"send": "tx", "receive": "rx"}
+    for way, reasons in ONE_WAY.items():
+        assert {reason for reason, directions, *_ in rows() if directions == ways[way]} == reasons
+
+
+def test_the_drops_that_are_told_of_are_named() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    sentence = next(
+        line for line in text.splitlines() if line.endswith("mean lost traffic. One that was counted")
+    )
+    assert set(re.findall(r"`([a-z-]+)`", sentence)) == {name.partition(".")[2] for name in TOLD}
 
 
 def header() -> str:

@@ -22,8 +22,10 @@ from flanneld_py.core.config import parse_config
 from flanneld_py.core.duration import duration
 from flanneld_py.core.records import SUBNETS_PREFIX, config_entry, parse_key, snapshot
 from flanneld_py.errors import ConfigError, FlanneldError, RecordError
-from flanneld_py.model import FAMILIES, Listing, PerFamily, Record, Subnets
+from flanneld_py.model import FAMILIES, Listing, NetworkConfig, PerFamily, Record, Subnets
 
+UNTYPED = ("udp", "alloc")
+"""Backends whose records name no type, as flannel's."""
 HEADERS = ("SUBNET", "PUBLIC IP", "BACKEND", "NODE", "OWNER", "TIME LEFT", "STATE")
 MOST_UNASKED = 500
 """Etcd leases whose time left is asked for unless it is forbidden: each is a request."""
@@ -69,6 +71,8 @@ class Row:
     reason: str = ""
     """Why it is bad."""
     doubt: str = ""
+    untyped: str = ""
+    """Its backend, if it names none."""
 
     @property
     def state(self) -> str:
@@ -123,16 +127,21 @@ def find_verdict(settings: Settings, listing: Listing) -> Verdict:
 
 def judge(listing: Listing, own: str) -> Verdict:
     """By the config in etcd, as a host would that has no lease and no networks of its own."""
-    entry = config_entry(listing)
-    try:
-        config = parse_config(entry.value) if entry is not None else None
-    except ConfigError:
-        config = None
+    config = _stored_config(listing)
     if config is None:
         return Verdict(own=own)
-    published = "" if config.backend_type in ("udp", "alloc") else config.backend_type
+    published = "" if config.backend_type in UNTYPED else config.backend_type
     peers = admit(snapshot(listing), None, config, None, published)
     return Verdict("config", own, peers.rejected, peers.doubtful)
+
+
+def _stored_config(listing: Listing) -> NetworkConfig | None:
+    """None: there is none, or it is wrong."""
+    entry = config_entry(listing)
+    try:
+        return parse_config(entry.value) if entry is not None else None
+    except ConfigError:
+        return None
 
 
 def own_node_id(settings: Settings) -> str:
@@ -143,22 +152,25 @@ def own_node_id(settings: Settings) -> str:
 
 def find_rows(listing: Listing, verdict: Verdict) -> list[Row]:
     """A row for each key, by address; those that name none come last."""
-    seen = snapshot(listing)
+    seen, config = snapshot(listing), _stored_config(listing)
+    untyped = config.backend_type if config is not None and config.backend_type in UNTYPED else ""
     rows = []
     for entry in listing.entries:
         if not entry.key.startswith(SUBNETS_PREFIX):
             continue
         key = entry.key.removeprefix(SUBNETS_PREFIX)
         record = seen.records.get(key)
+        owner: Owner = _owner(record, verdict.own) if record else ""
         rows.append(
             Row(
                 key=key,
                 subnets=record.subnets if record else subnets_of(key),
                 etcd_lease=entry.etcd_lease,
                 record=record,
-                owner=_owner(record, verdict.own) if record else "",
+                owner=owner,
                 reason=seen.bad.get(key) or verdict.rejected.get(key, ""),
                 doubt=verdict.doubtful.get(key, ""),
+                untyped="" if owner in ("", "reserved") else untyped,
             )
         )
     return sorted(rows, key=_by_address)
@@ -234,7 +246,7 @@ def _cells(row: Row, lifetimes: Lifetimes | None) -> Iterator[tuple[str, ...]]:
     yield (
         subnets[0] if subnets else row.key or '""',
         publics[0] if publics else "-",
-        (record.backend_type or "-") if record else "-",
+        (record.backend_type if record else "") or row.untyped or "-",
         (node if len(node) <= LONGEST_NODE else f"{node[:8]}…") or "-",
         row.owner or "-",
         _time_left(row, lifetimes),

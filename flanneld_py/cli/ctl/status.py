@@ -14,9 +14,10 @@ from flanneld_py.cli.ctl.control import START, NoAnswer, ask, read_status_file
 from flanneld_py.cli.ctl.settings import Settings, with_settings
 from flanneld_py.cli.ctl.shape import has_shape
 from flanneld_py.cli.ctl.text import count, echo_json, lasting, printable
-from flanneld_py.core.describe import NOUNS
+from flanneld_py.core.describe import NOUNS, WAITS
 from flanneld_py.core.duration import duration
 from flanneld_py.daemon.lock import holder_of
+from flanneld_py.daemon.status import what_stays
 from flanneld_py.errors import FlanneldError
 
 STOPPED = "stopped"
@@ -37,6 +38,14 @@ COLOURS = {
 }
 """State → colour; the states between are yellow."""
 TEXT, NUMBER, TEXTS = (str,), (int,), [(str,)]
+WAY = {"packets": NUMBER, "drops": {}}
+PLANE = {
+    "device": TEXT,
+    "runs": (str, None),
+    "why": (str, None),
+    "offloads": TEXTS,
+    "restarts": NUMBER,
+}
 SHAPE: dict[str, Any] = {
     **dict.fromkeys(("version", "state", "prefix", "node_id"), TEXT),
     "pid": NUMBER,
@@ -173,6 +182,7 @@ def render(told: Told, now: datetime) -> str:
     now = told.written or now
     for label, values in (
         ("backend", _backend(status)),
+        *_data_plane(status),
         ("subnet", _subnets(status)),
         ("interface", _external(status["external"])),
         ("lease", _lease(status["lease"])),
@@ -194,6 +204,8 @@ def _head(told: Told, now: datetime) -> Iterator[str]:
         yield f"What follows is what it wrote {old} ago."
         if status["state"] == STOPPED and not status["problems"]:
             yield f"  fix: {START_AGAIN}"
+        if status["state"] in (STOPPED, "killed") and status["backend"] == "udp":
+            yield click.style(f"Backend udp: {what_stays('udp')}.", fg="red")
         yield ""
     ready = "ready" if status["ready"] else "not ready"
     if status["ready"] and status["problems"]:  # the exit code is then 1
@@ -235,6 +247,36 @@ def _backend(status: Mapping[str, Any]) -> Iterator[str]:
         yield f"checksum offload of {printable(dev)}: {printable(how)}"
     if rules_by := status.get("rules_by"):
         yield f"packet-filter rules by {printable(rules_by)}"
+
+
+def _data_plane(status: Mapping[str, Any]) -> Iterator[tuple[str, Iterator[str]]]:
+    """Rows of what forwards packets, where that is not the kernel."""
+    plane: Any = status.get("data_plane")
+    if has_shape(plane, PLANE):
+        yield "data plane", iter([_plane(plane)])
+        if has_shape(plane.get("traffic"), {"tx": WAY, "rx": WAY}):
+            yield "traffic", iter([_traffic(plane["traffic"])])
+
+
+def _plane(plane: Mapping[str, Any]) -> str:
+    if not plane["runs"]:
+        return click.style(f"none: nothing forwards on {printable(plane['device'])}", "red")
+    runs = printable(plane["runs"])
+    if runs == "python":
+        runs += f" (slower): {printable(plane['why'] or 'not known why')}"
+    port = f", port {plane['port']}" if has_shape(plane.get("port"), NUMBER) else ""
+    offloads = " ".join(map(printable, plane["offloads"])) or "no offloads"
+    return f"{runs}{port}, {offloads}, {count(plane['restarts'], 'restart')}"
+
+
+def _traffic(traffic: Mapping[str, Any]) -> str:
+    text = f"{count(traffic['tx']['packets'], 'packet')} to peers, {traffic['rx']['packets']} from them"
+    dropped = [
+        f"{way} {printable(reason)} {printable(str(number))}"
+        for way in ("tx", "rx")
+        for reason, number in traffic[way]["drops"].items()
+    ]
+    return text + (f"; dropped: {', '.join(dropped)}" if dropped else "")
 
 
 def _subnets(status: Mapping[str, Any]) -> Iterator[str]:
@@ -303,8 +345,12 @@ def _drift(drift: Mapping[str, Any]) -> Iterator[str]:
     if failed:
         text += click.style(f"; {count(len(failed), 'op')} failing:", "red")
     yield text
-    rows = [f"{printable(row['op'])}: {printable(row['error'])}" for row in failed]
-    yield from _some(rows, len(failed), "--json lists all")
+    # One that waits for another repeats all of its error.
+    roots = [row for row in failed if not row["error"].startswith(WAITS)] or failed
+    rows = [f"{printable(row['op'])}: {printable(row['error'])}" for row in roots]
+    yield from _some(rows, len(roots), "--json lists all")
+    if len(roots) < len(failed):
+        yield f"  {count(len(failed) - len(roots), 'op')} more that wait for others"
 
 
 def _noun(table: str) -> str:
