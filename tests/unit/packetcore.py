@@ -25,7 +25,8 @@ SOURCES = [
 NATIVE = ROOT / "tests" / "native"
 STRICT = ["-std=c11", "-g", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
 SANITIZERS = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-SWAPS = ["-D_GNU_SOURCE", "-pthread", str(NATIVE / "table_swaps.c"), str(SOURCES[0].with_name("pump.c"))]
+PUMP = [str(SOURCES[0].with_name(name)) for name in ("pump.c", "lanes.c")]
+SWAPS = ["-D_GNU_SOURCE", "-pthread", str(NATIVE / "table_swaps.c"), *PUMP]
 BUILDS = {
     "plain": ["-O3", str(NATIVE / "packet_driver.c")],
     "sanitized": [*SANITIZERS, str(NATIVE / "packet_driver.c")],
