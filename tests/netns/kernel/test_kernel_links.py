@@ -79,6 +79,18 @@ def test_both_families_share_vni_and_port(net: Namespace, links: KernelLinks) ->
         assert shown(net, name) == wanted
 
 
+def change_and_back(
+    net: Namespace, links: KernelLinks, device: str, link: VxlanLink, change: dict[str, Any]
+) -> None:
+    """It stays the same device."""
+    outcome(links, "set", "links", device, link)
+    (before,) = net.show("link", "show", "dev", device)
+    for wanted in (replace(link, **change), link):
+        assert outcome(links, "set", "links", device, wanted) is None
+        assert shown(net, device) == wanted
+    assert net.show("link", "show", "dev", device)[0]["ifindex"] == before["ifindex"]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -93,12 +105,7 @@ def test_both_families_share_vni_and_port(net: Namespace, links: KernelLinks) ->
     ids=" ".join,
 )
 def test_a_link_is_changed_in_place(net: Namespace, links: KernelLinks, change: dict[str, Any]) -> None:
-    outcome(links, "set", "links", DEV, LINK)
-    (before,) = net.show("link", "show", "dev", DEV)
-    for wanted in (replace(LINK, **change), LINK):
-        assert outcome(links, "set", "links", DEV, wanted) is None
-        assert shown(net, DEV) == wanted
-    assert net.show("link", "show", "dev", DEV)[0]["ifindex"] == before["ifindex"]
+    change_and_back(net, links, DEV, LINK, change)
 
 
 @pytest.mark.parametrize(
@@ -115,12 +122,7 @@ def test_a_link_of_ipv6_is_changed_in_place(
     net: Namespace, links: KernelLinks, change: dict[str, Any]
 ) -> None:
     net.ip("addr add fd99::3/64 dev u0 nodad", "addr add fd98::1/64 dev v0 nodad")
-    outcome(links, "set", "links", DEV6, LINK6)
-    (before,) = net.show("link", "show", "dev", DEV6)
-    for wanted in (replace(LINK6, **change), LINK6):
-        assert outcome(links, "set", "links", DEV6, wanted) is None
-        assert shown(net, DEV6) == wanted
-    assert net.show("link", "show", "dev", DEV6)[0]["ifindex"] == before["ifindex"]
+    change_and_back(net, links, DEV6, LINK6, change)
 
 
 @pytest.mark.parametrize(
