@@ -1,7 +1,7 @@
-"""The values that flow between the parts.
+"""The values that flow between the parts. All are frozen and compared by value.
 
-All are frozen and compared by value; addresses are `ipaddress` objects of either family, devices are
-names (only the kernel drivers know indexes). IPv6 is more rows in the same tables, not other tables.
+Addresses are `ipaddress` objects of either family, devices are names (only the kernel drivers know indexes).
+IPv6 is more rows in the same tables, not other tables.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class PerFamily(Generic[T]):
             yield 6, self.v6
 
     def values(self) -> tuple[T, ...]:
-        return tuple(value for _, value in self.items())
+        return tuple([value for value in (self.v4, self.v6) if value is not None])
 
 
 Subnets: TypeAlias = PerFamily[IPNetwork]
@@ -94,8 +94,7 @@ class NetworkConfig:
 
     @property
     def network_of(self) -> PerFamily[IPNetwork]:
-        v4, v6 = self.ranges.v4, self.ranges.v6
-        return PerFamily(v4.network if v4 else None, v6.network if v6 else None)
+        return PerFamily(*(r.network if r else None for r in (self.ranges.v4, self.ranges.v6)))
 
     @property
     def families(self) -> tuple[Family, ...]:
@@ -189,6 +188,8 @@ class Snapshot:
     """Grows when etcd lost the history known before: it was wiped, or restored from a backup."""
     unreadable: int = field(default=0, compare=False)
     """Revision of the last write of something unreadable, or of its end, as far as we have seen; 0: none."""
+    since: tuple[Mapping[str, Record], frozenset[str]] | None = field(default=None, compare=False)
+    """The records of the snapshot before, and the keys under which there is another one now, or none."""
 
 
 # --- host -----------------------------------------------------------------------------------------
@@ -307,7 +308,6 @@ class OwnLease:
 
 
 # --- desired and actual ---------------------------------------------------------------------------
-
 ROUTE_PROTOCOL = 96
 """rtm_protocol of every route of ours; 96 is not assigned in linux/rtnetlink.h."""
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 
+from flanneld_py.core.records import age, said_since
 from flanneld_py.core.reservation import is_vacant
 from flanneld_py.core.subnets import leasable
 from flanneld_py.model import Family, Host, IPAddress, IPNetwork, NetworkConfig, Record, Snapshot
@@ -48,54 +49,81 @@ def admit(
         backend_type: as our backend publishes it.
         departed: peers that stay for a moment.
     """
-    places = [] if own is None or host is None else list(_places_of_host(own, config, host))
-    own_subnets = () if own is None else own.subnets.values()
-    records = (*snapshot.records.values(), *departed)
-    universe = (net for record in records for net in record.subnets.values())
-    taken = SubnetIndex([*universe, *own_subnets, *(net for net, _ in places)])
-    if own is not None:
-        # It may be lost, and then not among the others.
-        taken.add(own_subnets, f"overlaps our own lease {own.key}")
-    for net, conflict in places:
-        taken.add([net], conflict)
-    here = _here(own, config, host, backend_type)
-    holders: list[Record] = []
-    rejected: dict[str, str] = {}
-    for record in _by_age(snapshot, own, departed, here.addresses):
-        # A reservation that waits for its host keeps its subnet, and there is nobody to reach.
-        vacant = is_vacant(record, backend_type)
-        reason = _unusable(record, here) or (None if vacant else _unfit(record, here)) or taken.clash(record)
-        if reason is not None:
-            rejected.setdefault(record.key, reason)
-            continue
-        taken.add(record.subnets.values(), f"overlaps the older lease {record.key}")
-        if not vacant:
-            holders.append(record)
-    macs = _first_macs(holders, snapshot, own)
-    rejected |= {r.key: clash for r in holders if (clash := _mac_clash(r, macs))}
-    accepted = tuple(record for record in holders if record.key not in rejected)
-    known = {key: reason for key, reason in rejected.items() if key in snapshot.records}
-    return Peers(accepted, known, _shared_addresses(accepted, snapshot))
+    judge = Judge(own, config, host, backend_type)
+    living = [record for record in snapshot.records.values() if not judge.is_ours(record)]
+    gone = [r for r in departed if r.key not in snapshot.records and not judge.is_ours_departed(r)]
+    return judge.decide(living, gone)
 
 
-def _by_age(
-    snapshot: Snapshot, own: Record | None, departed: Collection[Record], here: Collection[IPAddress]
-) -> Iterator[Record]:
-    """The others' records, oldest first, and after them those that have gone.
+class Judge:
+    """The rules of `admit` for one host, of which some concern a record alone."""
 
-    One with our node id and an address of this host (`here`) is ours too: the one that we are about to hold,
-    or have held.
-    """
-    own_key, own_id = ("", "") if own is None else (own.key, own.node_id)
-    living = [
-        record
-        for record in snapshot.records.values()
-        if record.key != own_key
-        and not (own_id and record.node_id == own_id and any(ip in here for ip in record.public_ips.values()))
-    ]
-    gone = [r for r in departed if r.key not in snapshot.records and (not r.node_id or r.node_id != own_id)]
-    yield from sorted(living, key=_age)
-    yield from sorted(gone, key=_age)
+    def __init__(
+        self, own: Record | None, config: NetworkConfig, host: Host | None, backend_type: str
+    ) -> None:
+        self.places = [] if own is None or host is None else list(_places_of_host(own, config, host))
+        """What is the host's own, and what is wrong with a subnet that meets it."""
+        self.own = own
+        self._backend_type = backend_type
+        self._here = _here(own, config, host, backend_type)
+
+    def is_ours(self, record: Record) -> bool:
+        """Whether it is no other host's.
+
+        One with our node id and an address of this host is ours too: the one that we are about to hold, or
+        have held.
+        """
+        if self.own is None:
+            return False
+        return record.key == self.own.key or (
+            record.node_id == self.own.node_id
+            and record.node_id != ""
+            and any(ip in self._here.addresses for ip in record.public_ips.values())
+        )
+
+    def is_ours_departed(self, record: Record) -> bool:
+        """The same of one that has left the registry."""
+        return self.own is not None and record.node_id != "" and record.node_id == self.own.node_id
+
+    def unusable(self, record: Record) -> str | None:
+        """Why no host could have it as a peer."""
+        return _unusable(record, self._here)
+
+    def unfit(self, record: Record) -> str | None:
+        """Why this host cannot have it as a peer."""
+        return _unfit(record, self._here)
+
+    def is_vacant(self, record: Record) -> bool:
+        """A reservation that waits for its host keeps its subnet, and there is nobody to reach."""
+        return is_vacant(record, self._backend_type)
+
+    def decide(self, living: Collection[Record], gone: Collection[Record]) -> Peers:
+        """Which of these records become peers, in any order of them."""
+        own_subnets = () if self.own is None else self.own.subnets.values()
+        universe = (net for record in (*living, *gone) for net in record.subnets.values())
+        taken = SubnetIndex([*universe, *own_subnets, *(net for net, _ in self.places)])
+        if self.own is not None:
+            # It may be lost, and then not among the others.
+            taken.add(own_subnets, f"overlaps our own lease {self.own.key}")
+        for net, conflict in self.places:
+            taken.add([net], conflict)
+        holders: list[Record] = []
+        rejected: dict[str, str] = {}
+        for record in (*sorted(living, key=age), *sorted(gone, key=age)):
+            vacant = self.is_vacant(record)
+            reason = self.unusable(record) or (None if vacant else self.unfit(record)) or taken.clash(record)
+            if reason is not None:
+                rejected.setdefault(record.key, reason)
+                continue
+            taken.add(record.subnets.values(), f"overlaps the older lease {record.key}")
+            if not vacant:
+                holders.append(record)
+        left = {record.key for record in gone}
+        macs = _first_macs(holders, left, self.own)
+        rejected |= {r.key: clash for r in holders if (clash := _mac_clash(r, macs))}
+        accepted = tuple(record for record in holders if record.key not in rejected)
+        known = {key: reason for key, reason in rejected.items() if key not in left}
+        return Peers(accepted, known, _shared_addresses(accepted, left))
 
 
 class SubnetIndex:
@@ -136,10 +164,6 @@ class SubnetIndex:
                 if conflict is not None:
                     return conflict
         return self._above.get((net.version, net.prefixlen, base))
-
-
-def _age(record: Record) -> tuple[int, str]:
-    return record.create_revision, record.key
 
 
 def _masked(base: int, length: int, net: IPNetwork) -> int:
@@ -233,17 +257,13 @@ def _within(inner: IPNetwork, outer: IPNetwork) -> bool:
     )
 
 
-def _first_macs(holders: Iterable[Record], snapshot: Snapshot, own: Record | None) -> dict[str, str]:
+def _first_macs(holders: Iterable[Record], left: Collection[str], own: Record | None) -> dict[str, str]:
     """MAC → key of the record that published it first, the living before the departed; ours stays ours."""
     macs = {} if own is None else dict.fromkeys(own.vtep_macs.values(), own.key)
-    for record in sorted(holders, key=lambda r: (r.key not in snapshot.records, _said_since(r), r.key)):
+    for record in sorted(holders, key=lambda r: (r.key in left, said_since(r), r.key)):
         for mac in record.vtep_macs.values():
             macs.setdefault(mac, record.key)
     return macs
-
-
-def _said_since(record: Record) -> int:
-    return record.since_revision or record.mod_revision
 
 
 def _mac_clash(record: Record, macs: Mapping[str, str]) -> str | None:
@@ -253,7 +273,7 @@ def _mac_clash(record: Record, macs: Mapping[str, str]) -> str | None:
     return None
 
 
-def _shared_addresses(accepted: Iterable[Record], snapshot: Snapshot) -> dict[str, str]:
+def _shared_addresses(accepted: Iterable[Record], left: Collection[str]) -> dict[str, str]:
     """Key of the younger → what it shares with whom.
 
     Both stay: it may be one host with two leases, and of two behind one NAT the younger may be the one that
@@ -262,7 +282,7 @@ def _shared_addresses(accepted: Iterable[Record], snapshot: Snapshot) -> dict[st
     first: dict[IPAddress, str] = {}
     shared: dict[str, str] = {}
     for record in accepted:
-        if record.key in snapshot.records:
+        if record.key not in left:
             for public in record.public_ips.values():
                 holder = first.setdefault(public, record.key)
                 if holder != record.key:

@@ -21,7 +21,8 @@ from flanneld_py.core.leasedecision import (
     Wait,
     Wish,
 )
-from flanneld_py.core.records import encode, parse_key
+from flanneld_py.core.leaseproof import is_left, is_migrating, is_ours, is_proven, may_take, names_us
+from flanneld_py.core.records import age, encode, parse_key, said_since
 from flanneld_py.core.reservation import is_vacant
 from flanneld_py.core.subnetchoice import (
     claim,
@@ -75,7 +76,7 @@ def find_own(config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish) 
     if ours:
         return ours[0]
     namesake = _namesake(config, snapshot, host, wish)
-    return namesake if namesake is not None and _may_take(namesake, wish) else None
+    return namesake if namesake is not None and may_take(namesake, wish) else None
 
 
 def _no_address(family: Family, own: Record | None) -> Wait:
@@ -96,40 +97,16 @@ def _own_records(config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wi
     A reservation that waits for us counts only when there is nothing else: a host that holds a subnet keeps
     it. One that fits the config in nothing stays where it is, as it is not ours to delete.
     """
-    found = [record for record in snapshot.records.values() if _is_ours(record, host, wish)]
+    found = [record for record in snapshot.records.values() if is_ours(record, host, wish)]
     found = [r for r in found if r.etcd_lease or fitting(r.subnets, config, reserved=True)]
     held = [record for record in found if not is_vacant(record, wish.backend_type)]
-    return sorted(held or found, key=lambda record: (not is_compatible(record, config), *_age(record)))
-
-
-def _is_ours(record: Record, host: Host, wish: Wish) -> bool:
-    """Whether a record was written by this host, or for it: machines are cloned, ids and all."""
-    if _is_proven(record, wish):
-        return True
-    if record.node_id != host.node_id:
-        return False
-    if record.key in wish.silent or is_vacant(record, wish.backend_type):
-        return True
-    addresses = {*host.local_addresses, *host.external.public.values()}
-    return any(ip in addresses for ip in record.public_ips.values())
-
-
-def _is_proven(record: Record, wish: Wish) -> bool:
-    """Whether this machine wrote it, under whatever node id and address it had then."""
-    written = wish.written
-    if written is not None and record.key == written.key and encode(record) == encode(written):
-        return True
-    if wish.held is not None:
-        return record.key == wish.held.key and record.mod_revision == wish.held.mod_revision
-    if record.etcd_lease:
-        return record.etcd_lease == wish.etcd_lease
-    return record.key == wish.last_key and not wish.etcd_lease
+    return sorted(held or found, key=lambda record: (not is_compatible(record, config), *age(record)))
 
 
 def _twins(snapshot: Snapshot, host: Host, wish: Wish) -> list[Record]:
     """Other hosts' records with our node id, oldest first."""
     mine = (record for record in snapshot.records.values() if record.node_id == host.node_id)
-    return sorted((record for record in mine if not _is_ours(record, host, wish)), key=_age)
+    return sorted((record for record in mine if not is_ours(record, host, wish)), key=age)
 
 
 def _cloned(record: Record, host: Host, wish: Wish) -> Rename | Conflict:
@@ -157,7 +134,7 @@ def _decide_own(
 ) -> Decision:
     first, *others = ours
     fits = is_compatible(first, config)
-    older = _older_overlap(ours, snapshot, config) if fits else None
+    older = _older_overlap(ours, snapshot, config, wish) if fits else None
     if older is not None:
         return _yield(first, older)
     surplus = next((record for record in others if record.etcd_lease), None)
@@ -224,23 +201,25 @@ def refit(
         kept = free
     taken = taken_besides(record, snapshot, config)
     found = claim(config, taken, host, wish, rng, kept or previous_subnets(config, taken, wish))
-    return Move(record, found.wanted) if isinstance(found, Claim) else replace(found, held=record)
+    if isinstance(found, Claim):
+        return Move(record, found.wanted, is_left(record, wish))
+    return replace(found, held=record)
 
 
 def _rivals(own: Record, snapshot: Snapshot, wish: Wish) -> list[Record]:
     """Other hosts that published our address before we did, oldest first."""
-    since = _since(own) if own.public_ips == _published(own, wish) else None
+    since = said_since(own) if own.public_ips == _published(own, wish) else None
     rivals = (
         record
         for record in snapshot.records.values()
         if record.node_id not in ("", own.node_id)
-        and _names_us(record, wish)
+        and names_us(record, wish)
         and record.key not in wish.silent
         and not is_vacant(record, wish.backend_type)
-        and (since is None or _since(record) < since)
-        and not _is_proven(record, wish)
+        and (since is None or said_since(record) < since)
+        and not is_proven(record, wish)
     )
-    return sorted(rivals, key=_age)
+    return sorted(rivals, key=age)
 
 
 def _may_follow(own: Record, rivals: Sequence[Record], host: Host, wish: Wish) -> bool:
@@ -264,23 +243,31 @@ def _published(own: Record, wish: Wish) -> PerFamily[IPAddress]:
     return wish.record(own.subnets, own.node_id).public_ips
 
 
-def _older_overlap(ours: Sequence[Record], snapshot: Snapshot, config: NetworkConfig) -> Record | None:
-    """Who had a lease in our way before we took ours; one that was changed since may have been anything."""
+def _older_overlap(
+    ours: Sequence[Record], snapshot: Snapshot, config: NetworkConfig, wish: Wish
+) -> Record | None:
+    """Who had a lease in our way before we took ours; one that was changed since may have been anything.
+
+    But while ours is a claim of which nothing was made yet, any older one counts: its host has not seen ours
+    in its way, and would not yield either.
+    """
     own, keys = ours[0], {record.key for record in ours}
+    held, written = wish.held, wish.written
+    is_claim = written is not None and written.key == own.key and (held is None or held.key != own.key)
     in_the_way = (
         record
         for record in snapshot.records.values()
         if record.key not in keys
-        and _since(record) < own.create_revision
-        and may_be_leased(record.subnets, config)
+        and (record.create_revision if is_claim else said_since(record)) < own.create_revision
         and overlap(own.subnets, record.subnets)
+        and may_be_leased(record.subnets, config)
     )
-    return min(in_the_way, key=_age, default=None)
+    return min(in_the_way, key=age, default=None)
 
 
 def _keep_or_adopt(record: Record, host: Host, wish: Wish) -> Decision:
     wanted = wish.record(record.subnets, host.node_id)
-    return Keep(record) if encode(wanted) == encode(record) else Adopt(record, wanted)
+    return Keep(record) if encode(wanted) == encode(record) else Adopt(record, wanted, is_left(record, wish))
 
 
 # --- what we have lost ----------------------------------------------------------------------------
@@ -306,9 +293,9 @@ def _decide_lost(
         for record in snapshot.records.values()
         if overlap(record.subnets, held.subnets)
         and may_be_leased(record.subnets, config)
-        and not (_names_us(record, wish) and _is_migrating(record, wish))
+        and not (names_us(record, wish) and is_migrating(record, wish))
     )
-    holder = min(holders, key=_age, default=None)
+    holder = min(holders, key=age, default=None)
     if holder is None:
         return _unreadable_holder(held, config, snapshot) if wish.on_loss == "hold" else None
     owner = f"node id {holder.node_id}" if holder.node_id else "a node without id"
@@ -316,7 +303,7 @@ def _decide_lost(
     match wish.on_loss:
         case "exit":
             return End(reason, "the data plane stays; start the daemon again to lease another subnet")
-        case "hold" if not _names_us(holder, wish) or holder.node_id == host.node_id:
+        case "hold" if not names_us(holder, wish) or holder.node_id == host.node_id:
             return Conflict(
                 holder,
                 reason,
@@ -365,7 +352,7 @@ def _namesake(config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish)
     found = [
         record
         for record in snapshot.records.values()
-        if _names_us(record, wish)
+        if names_us(record, wish)
         # A reservation for us that cannot be used keeps us from nothing.
         and (
             record.etcd_lease
@@ -373,28 +360,18 @@ def _namesake(config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish)
             or fitting(record.subnets, config, reserved=True)
         )
     ]
-    return min(found, key=lambda r: (is_vacant(r, wish.backend_type), *_age(r)), default=None)
+    return min(found, key=lambda r: (is_vacant(r, wish.backend_type), *age(r)), default=None)
 
 
 def _decide_namesake(
     record: Record, config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish, rng: Random
 ) -> Decision:
     """A record that names our public address under no node id (Go flannel's) or under another one."""
-    if _may_take(record, wish):
+    if may_take(record, wish):
         if not is_compatible(record, config):
             return refit(record, config, snapshot, host, wish, rng)
         return _keep_or_adopt(record, host, wish)
     return _address_conflict(record, wish)
-
-
-def _may_take(record: Record, wish: Wish) -> bool:
-    return _is_migrating(record, wish) or record.key in wish.silent
-
-
-def _is_migrating(record: Record, wish: Wish) -> bool:
-    """Whether a record that names our address is what Go flannel left here, or reserved for that address."""
-    known = not wish.previous or record.subnets in wish.previous
-    return not record.node_id and (known or not record.etcd_lease)
 
 
 def _address_conflict(record: Record, wish: Wish) -> Conflict:
@@ -414,26 +391,9 @@ def _address_conflict(record: Record, wish: Wish) -> Conflict:
     )
 
 
-def _names_us(record: Record, wish: Wish) -> bool:
-    return any(
-        record.public_ips.get(family) is not None
-        and record.public_ips.get(family) == wish.public_ips.get(family)
-        for family in FAMILIES
-    )
-
-
 def _text(subnets: Subnets) -> str:
     return " and ".join(map(str, subnets.values()))
 
 
 def _addresses(record: Record) -> str:
     return " and ".join(str(ip) for ip in record.public_ips.values()) or "a host without address"
-
-
-def _since(record: Record) -> int:
-    """The revision since which it says what it says."""
-    return record.since_revision or record.mod_revision
-
-
-def _age(record: Record) -> tuple[int, str]:
-    return record.create_revision, record.key

@@ -35,21 +35,20 @@ def _gaps(allowed: SubnetRange, taken: Iterable[IPNetwork]) -> Iterator[tuple[in
     shift = allowed.network.max_prefixlen - allowed.subnet_len
     origin = int(allowed.subnet_min) >> shift
     used = sorted(
-        (
-            (int(net.network_address) >> shift) - origin,
-            (int(net.broadcast_address) >> shift) - origin,
-        )
+        ((base >> shift) - origin, (base + (1 << net.max_prefixlen - net.prefixlen) - 1 >> shift) - origin)
         for net in taken
         if net.version == allowed.network.version
+        for base in (int(net.network_address),)
     )
+    total = count_subnets(allowed)
     free_from = 0
     for first, last in used:
         if first > free_from:
-            yield free_from, min(first, count_subnets(allowed)) - 1
+            yield free_from, min(first, total) - 1
         free_from = max(free_from, last + 1)
-        if free_from >= count_subnets(allowed):
+        if free_from >= total:
             return
-    yield free_from, count_subnets(allowed) - 1
+    yield free_from, total - 1
 
 
 def count_subnets(allowed: SubnetRange) -> int:

@@ -11,6 +11,8 @@ from pathlib import PurePosixPath
 from flanneld_py.model import Family, IPNetwork, PerFamily, Subnets
 
 DEFAULT_SUBNET_FILE = "/run/flannel/subnet.env"
+LONGEST_SUBNET_ENV = 1 << 16
+"""Characters; some 150 are usual."""
 _KEYS: dict[Family, tuple[str, str]] = {
     4: ("FLANNEL_NETWORK", "FLANNEL_SUBNET"),
     6: ("FLANNEL_IPV6_NETWORK", "FLANNEL_IPV6_SUBNET"),
@@ -44,6 +46,8 @@ def parse_subnet_env(text: str) -> SubnetEnv:
 
     A value may be a list; as in flannel, it counts only if exactly one network in it is valid.
     """
+    if len(text) > LONGEST_SUBNET_ENV:
+        return SubnetEnv()
     # A dotenv file: unlike systemd's, it may have a comment behind a value.
     values = {key: value.partition("#")[0].strip() for key, value in parse_environment_file(text).items()}
     found = {
@@ -83,8 +87,8 @@ _EXPORT = re.compile(r"[ \t\r]*export[ \t]")
 _VALUE = re.compile(
     r"""[ \t\r]*                                # whitespace around quotes is dropped
         (?: '(?P<single>[^']*)(?:'|\Z)          # quotes may span lines
-          | "(?P<double>(?:[^"\\]|\\.|\\\Z)*)(?:"|\Z)
-          | (?P<plain>(?:[^\n\\]|\\.|\\\Z)+)    # to the end of the line, inner quotes included
+          | "(?P<double>(?:[^"\\]++|\\.|\\\Z)*+)(?:"|\Z)
+          | (?P<plain>(?:[^\n\\]++|\\.|\\\Z)++)  # to the end of the line, inner quotes included
         )""",
     re.VERBOSE | re.DOTALL,
 )

@@ -25,6 +25,8 @@ from flanneld_py.model import (
 
 _OVERLAY = re.compile(r"flannel(-v6)?\.(\d+|ipip)|flannel\d+|flannel-wg(-v6)?")
 """What flannel and this daemon call the devices they make."""
+MOST_NAMED = 20
+"""Of the interfaces that a host has, in a message."""
 _PUBLIC_FLAGS: dict[Family, str] = {4: "--public-ip", 6: "--public-ipv6"}
 
 
@@ -38,6 +40,7 @@ def select(
     public_ip: str = "",
     public_ipv6: str = "",
     registry: IPAddress | None = None,
+    last: IPAddress | None = None,
 ) -> External:
     """Choose as flannel does.
 
@@ -53,6 +56,7 @@ def select(
         public_ip: --public-ip, or empty; an address no interface has (NAT) goes together with `iface` only.
         public_ipv6: the same for IPv6.
         registry: the address of etcd, if the interface that reaches it is to be preferred.
+        last: the address by which this host was in the overlay last, if that is all there is to go by.
 
     Raises:
         UsageError: a public address is no address of its family, or none that peers could reach.
@@ -69,6 +73,8 @@ def select(
     if not tries:
         if wanted:
             return _by_public(facts, families, wanted)
+        if last is not None and _holder(facts, last) is not None:
+            return _by_address(facts, families, f"the last run ({last})", last, {})
         if registry is not None:
             return _by_way(facts, families, f"the route to etcd ({registry})", registry, {})
         return _by_default_route(facts, families)
@@ -298,10 +304,24 @@ def _ranked(link: LinkFacts, family: Family) -> list[IPAddress]:
 def in_use_first(facts: HostFacts, in_use: Collection[IPAddress]) -> HostFacts:
     """The same host, but of equally good addresses `select` prefers those in use.
 
-    The kernel lists the newest IPv6 address first: one that is added must not become the published one.
+    The kernel lists the newest IPv6 address first: one that is added must not become the published one. Nor
+    must a link-local one, which peers can hardly use, while the one in use is away for a moment.
     """
+    settled = {ip.version for ip in in_use if not ip.is_link_local}
     links = (
-        replace(link, addresses=tuple(sorted(link.addresses, key=lambda held: held.address.ip not in in_use)))
+        replace(
+            link,
+            addresses=tuple(
+                sorted(
+                    (
+                        held
+                        for held in link.addresses
+                        if not held.address.ip.is_link_local or held.address.version not in settled
+                    ),
+                    key=lambda held: held.address.ip not in in_use,
+                )
+            ),
+        )
         for link in facts.links
     )
     return replace(facts, links=tuple(links))
@@ -340,7 +360,7 @@ def address_of(text: str) -> IPAddress | None:
         return None
 
 
-def _advice(facts: HostFacts, most: int = 20) -> str:
+def _advice(facts: HostFacts) -> str:
     """What the host has, and the flag to set."""
     # The overlay itself is never what carries it.
     links = [link for link in facts.links if not is_loopback(link) and not is_of_overlay(link)]
@@ -353,5 +373,5 @@ def _advice(facts: HostFacts, most: int = 20) -> str:
     ]
     if not candidates:
         return "; this host has no interface but loopback: set one up, then name it with --iface"
-    more = [f"and {len(candidates) - most} more"] if len(candidates) > most else []
-    return f"; set --iface to one of: {', '.join(candidates[:most] + more)}"
+    more = [f"and {len(candidates) - MOST_NAMED} more"] if len(candidates) > MOST_NAMED else []
+    return f"; set --iface to one of: {', '.join(candidates[:MOST_NAMED] + more)}"

@@ -25,6 +25,8 @@ class Adopt:
 
     record: Record
     wanted: Record
+    from_silent: bool = False
+    """It is that of a host that counts as gone, and is to leave that host's etcd lease."""
 
     def __str__(self) -> str:
         return f"{self.record.key} is to be written anew"
@@ -36,6 +38,8 @@ class Move:
 
     record: Record
     wanted: Record
+    from_silent: bool = False
+    """As in `Adopt`."""
 
     def __str__(self) -> str:
         return f"another lease is to take the place of {self.record.key}"
@@ -134,6 +138,8 @@ class Wish:
     """What this process holds; rewritten by somebody else with our node id it is a clone's."""
     written: Record | None = None
     """What this process last wrote, or tried to without learning what became of it."""
+    granted: int = 0
+    """The etcd lease under which this process claims: what bears it is ours, whatever it says."""
     silent: frozenset[str] = frozenset()
     """Keys of records whose owner has stopped renewing."""
     foreign: frozenset[str] = frozenset()

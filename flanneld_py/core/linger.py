@@ -7,8 +7,11 @@ deletes too much.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+from flanneld_py.errors import RecordError
 from flanneld_py.model import IPAddress, Record, Snapshot
 
 RECLAIM_SECONDS = 2.0
@@ -51,6 +54,13 @@ class Departures:
         return [gone.record for gone in self.kept.values()]
 
 
+def left_since(last: Snapshot, fresh: Snapshot) -> AbstractSet[str]:
+    """The keys of `last` that `fresh` lacks, without a look at all of them where the difference is known."""
+    since = fresh.since
+    touched = since[1] if since is not None and since[0] is last.records else last.records.keys()
+    return touched - fresh.records.keys()
+
+
 def departures(
     earlier: Departures, last: Snapshot, fresh: Snapshot, peers: Collection[str], now: float, grace: float
 ) -> Departures:
@@ -89,18 +99,47 @@ def departures(
     return Departures(kept | {key: Departed(leaving[key], until, wiped) for key in stay}, vanished)
 
 
-def departures_since(last_run: Snapshot, fresh: Snapshot, own: str, now: float, grace: float) -> Departures:
+def departures_since(
+    last_run: Snapshot,
+    fresh: Snapshot,
+    own: str,
+    now: float,
+    grace: float,
+    held: Collection[str] = (),
+    created: Mapping[str, int] | None = None,
+) -> Departures:
     """The same for the first snapshot of a process, `last_run` being the peers that an earlier one had.
 
-    It has gone on without us, so only a wipe keeps them: who has just left alone had the time to return.
+    It has gone on without us, so only a wipe keeps them, or that they were `held` then already: who has just
+    left alone had the time to return.
+
+    `created`: key → create_revision of all records that etcd held then.
     """
-    others = {key: record for key, record in last_run.records.items() if key != own}
-    leaving = {key: record for key, record in others.items() if key not in fresh.records}
-    lost = last_run.cluster_id != fresh.cluster_id or last_run.revision > fresh.revision
-    if grace <= 0 or not (lost or _is_wipe(len(leaving), len(others))):
-        return Departures()
-    stay = _still_gone(leaving.values(), fresh)
-    return Departures({key: Departed(leaving[key], now + grace, wiped=True) for key in stay})
+    others = last_run.records.keys() - {own}
+    leaving = [key for key in last_run.records if key in others and key not in fresh.records]
+    lost = (
+        last_run.cluster_id != fresh.cluster_id
+        or last_run.revision > fresh.revision
+        or nothing_stands(created or {}, fresh.records)
+    )
+    if not (lost or _is_wipe(len(leaving), len(others))):
+        leaving = [key for key in leaving if key in held]
+    gone: dict[str, Record] = {}
+    for key in leaving if grace > 0 else ():
+        with suppress(RecordError):  # what a file has is read only here
+            gone[key] = last_run.records[key]
+    stay = _still_gone(gone.values(), fresh)
+    return Departures({key: Departed(gone[key], now + grace, wiped=True) for key in stay})
+
+
+def nothing_stands(created: Mapping[str, int], fresh: Mapping[str, Record]) -> bool:
+    """Whether etcd has lost all it held, though it may have as many revisions again by now.
+
+    `created`: key → create_revision of what it held. A record that was created anew is another one.
+    """
+    return bool(created) and not any(
+        key in fresh and fresh[key].create_revision == revision for key, revision in created.items()
+    )
 
 
 def _is_wipe(gone: int, known: int) -> bool:

@@ -10,6 +10,8 @@ EVERY, WINDOW = 1.0, 30.0
 """Seconds from a reading to the next one, and for which they count."""
 RISES = 3
 """Readings with more drops than the one before, from which on it is no stray packet."""
+QUIET, GAPS = 4.0, 2
+"""Seconds without a drop after which it is over, or so many usual gaps between two if that is longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ TOLD = {
 
 def decide_losses(readings: Sequence[Reading]) -> tuple[str, ...]:
     """The drops of `TOLD` that go on, from readings of the last WINDOW seconds, oldest first."""
-    return tuple(name for name in TOLD if _rises(name, readings) >= RISES)
+    return tuple(name for name in TOLD if _go_on(name, readings))
 
 
 def latest(readings: Sequence[Reading], reading: Reading) -> tuple[Reading, ...]:
@@ -67,6 +69,13 @@ def latest(readings: Sequence[Reading], reading: Reading) -> tuple[Reading, ...]
     return (*(one for one in readings if 0 <= reading.at - one.at <= WINDOW), reading)
 
 
-def _rises(name: str, readings: Sequence[Reading]) -> int:
-    counts = [reading.drops.get(name, 0) for reading in readings]
-    return sum(more > less for less, more in pairwise(counts))
+def _go_on(name: str, readings: Sequence[Reading]) -> bool:
+    rises = [
+        later.at
+        for earlier, later in pairwise(readings)
+        if later.drops.get(name, 0) > earlier.drops.get(name, 0)
+    ]
+    if len(rises) < RISES:
+        return False
+    gap = (rises[-1] - rises[0]) / (len(rises) - 1)
+    return readings[-1].at - rises[-1] <= max(QUIET, GAPS * gap)

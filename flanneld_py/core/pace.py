@@ -6,6 +6,15 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0
+SHORTEST_PROBE, LONGEST_PROBE = 2.25, 60.0
+"""Seconds."""
+PROBES_PER_SECOND = 400.0
+"""That etcd gets of all hosts together."""
+
+
+def probe_seconds(hosts: int) -> float:
+    """How often each of so many hosts asks etcd for a sign of life: nothing else shows that it is frozen."""
+    return min(max(SHORTEST_PROBE, hosts / PROBES_PER_SECOND), LONGEST_PROBE)
 
 
 @dataclass(slots=True)
@@ -20,6 +29,10 @@ class RetrySchedule:
 
     def __init__(self) -> None:
         self._troubles: dict[Hashable, _Trouble] = {}
+
+    def __bool__(self) -> bool:
+        """Whether anything has failed."""
+        return bool(self._troubles)
 
     def failed(self, key: Hashable, now: float) -> None:
         failures = self._troubles[key].failures + 1 if key in self._troubles else 1
@@ -71,11 +84,10 @@ class TokenBucket:
 
 
 class Backoff:
-    """Jittered exponential delays for reconnecting: 0.1 s doubling to `longest`."""
+    """Jittered exponential delays for reconnecting: 0.1 s doubling to `longest`, give or take a half."""
 
-    def __init__(self, longest: float, jitter: float = 0.5) -> None:
+    def __init__(self, longest: float) -> None:
         self._longest = longest
-        self._jitter = jitter
         self._failures = 0
 
     def reset(self) -> None:
@@ -85,4 +97,4 @@ class Backoff:
         """Seconds before the next attempt; `random` is uniform in [0, 1)."""
         self._failures += 1
         base = min(0.1 * 2.0 ** min(self._failures - 1, 16), self._longest)
-        return base * (1 - self._jitter + 2 * self._jitter * random)
+        return base * (0.5 + random)

@@ -55,10 +55,14 @@ def plan(want: State, have: State) -> list[Op]:
     ops = [Op("del", "links", name, room) for name, room in in_the_way.items()]
     replaced = [name for name, link in want.links.items() if _is_replaced(name, link, have)]
     rest = without_devices(have, {*in_the_way, *gone, *replaced})
+    # Of the state that is wanted much may be the same object as what is there: nothing is to do about that.
+    tables = {table for table in SET_ORDER if want.table(table) is not rest.table(table)}
     for table in SET_ORDER:
-        ops += _sets(table, want.table(table), rest.table(table))
+        if table in tables:
+            ops += _sets(table, want.table(table), rest.table(table))
     for table in DELETE_ORDER:
-        ops += _deletes(table, want.table(table), rest.table(table))
+        if table in tables:
+            ops += _deletes(table, want.table(table), rest.table(table))
     ops += [Op("del", "links", name) for name in gone]
     return ops
 
@@ -138,6 +142,14 @@ def apply_all(state: State, ops: Collection[Op]) -> State:
         else:
             table.pop(op.key, None)
     return replace(state, **tables)
+
+
+def share(have: State, want: State) -> State:
+    """`have` with the tables of `want` where they are equal: what stands as it should is in memory once."""
+    equal = {table for table in SET_ORDER if have.table(table) == want.table(table)}
+    if len(equal) == len(SET_ORDER):
+        return want
+    return replace(have, **{table: want.table(table) for table in equal})
 
 
 def referents(op: Op, want: State) -> Iterator[tuple[Table, Any]]:
@@ -224,9 +236,13 @@ def _alike(old: Link, new: Link) -> bool:
 
 
 def _sets(table: Table, want: Mapping[Any, Any], have: Mapping[Any, Any]) -> Iterator[Op]:
-    for key, value in want.items():
-        if have.get(key, MISSING) != value:
-            yield Op("set", table, key, value)
+    if not have:
+        return (Op("set", table, key, value) for key, value in want.items())
+    return (
+        Op("set", table, key, value)
+        for key, value in want.items()
+        if (there := have.get(key, MISSING)) is not value and there != value
+    )
 
 
 def _deletes(table: Table, want: Mapping[Any, Any], have: Mapping[Any, Any]) -> Iterator[Op]:

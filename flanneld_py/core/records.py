@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 from flanneld_py.core import gojson
 from flanneld_py.core.nodeid import is_node_id
+from flanneld_py.core.usualrecords import decode_usual
 from flanneld_py.errors import RecordError
 from flanneld_py.model import (
     Changes,
@@ -98,6 +100,10 @@ def decode(entry: Entry) -> Record:
     Raises:
         RecordError: why it cannot be used: key, JSON, addresses, or what its backend needs of each family.
     """
+    return decode_usual(entry) or _decode_any(entry)
+
+
+def _decode_any(entry: Entry) -> Record:
     key = entry.key.removeprefix(SUBNETS_PREFIX)
     subnets = parse_key(key)
     fields = _read_fields(entry.value)
@@ -274,12 +280,19 @@ def config_entry(listing: Listing) -> Entry | None:
     return next((entry for entry in listing.entries if entry.key == CONFIG_KEY), None)
 
 
-def snapshot(listing: Listing, previous: Snapshot | None = None, *, replaced: bool = False) -> Snapshot:
+def snapshot(
+    listing: Listing,
+    previous: Snapshot | None = None,
+    *,
+    replaced: bool = False,
+    last_run: Mapping[str, Record] | None = None,
+) -> Snapshot:
     """All records of a listing, and why the others are bad, both by the last part of their key.
 
     A key whose value cannot be read now keeps its record of `previous`, and is in `bad` as well; not if the
     key was deleted and created anew since. Unchanged records are the same objects as in `previous`; none is
-    when etcd has another history since: `replaced` says so, or the listing shows it.
+    when etcd has another history since: `replaced` says so, or the listing shows it. `last_run`: records as
+    they were before there was a `previous`: for values that cannot be read now, and for their age.
     """
     same_history = (
         previous is not None
@@ -302,6 +315,9 @@ def snapshot(listing: Listing, previous: Snapshot | None = None, *, replaced: bo
             _put(records, bad, key, entry, old)
             if same_history:
                 _keep_age(records, old)
+            if last_run is not None and (last := _last(last_run, key, entry)) is not None:
+                records.setdefault(key, last)
+                _keep_age(records, last)
     epoch = previous.epoch + (not same_history) if previous is not None else 0
     unreadable = max(
         (e.mod_revision for e in listing.entries if e.key.removeprefix(SUBNETS_PREFIX) in bad), default=0
@@ -310,6 +326,16 @@ def snapshot(listing: Listing, previous: Snapshot | None = None, *, replaced: bo
         gone = previous.bad.keys() - bad.keys()
         unreadable = listing.revision if gone else max(unreadable, previous.unreadable)
     return Snapshot(listing.revision, listing.cluster_id, records, bad, epoch, unreadable)
+
+
+def _last(last_run: Mapping[str, Record], key: str, entry: Entry) -> Record | None:
+    """The record under this key, if it was written again since it was created, and not deleted in between."""
+    with suppress(KeyError, RecordError):
+        if entry.mod_revision == entry.create_revision:
+            return None
+        record = last_run[key]
+        return record if record.create_revision == entry.create_revision else None
+    return None
 
 
 def fold(snapshot: Snapshot, changes: Changes) -> Snapshot:
@@ -330,7 +356,9 @@ def fold(snapshot: Snapshot, changes: Changes) -> Snapshot:
             _keep_age(records, old)
         if key in bad or (was_bad and change.entry is None):
             unreadable = changes.revision
-    return Snapshot(changes.revision, snapshot.cluster_id, records, bad, snapshot.epoch, unreadable)
+    touched = frozenset(change.key.removeprefix(SUBNETS_PREFIX) for change in changes.changes)
+    since = snapshot.records, touched
+    return Snapshot(changes.revision, snapshot.cluster_id, records, bad, snapshot.epoch, unreadable, since)
 
 
 def _is_of(record: Record, entry: Entry) -> bool:
@@ -355,7 +383,17 @@ def _keep_age(records: dict[str, Record], old: Record | None) -> None:
     fresh = None if old is None else records.get(old.key)
     if old is None or fresh is None or fresh is old or _content(fresh) != _content(old):
         return
-    records[old.key] = replace(fresh, since_revision=old.since_revision or old.mod_revision)
+    records[old.key] = replace(fresh, since_revision=said_since(old))
+
+
+def said_since(record: Record) -> int:
+    """The revision since which it says what it says."""
+    return record.since_revision or record.mod_revision
+
+
+def age(record: Record) -> tuple[int, str]:
+    """To sort by: the older comes first."""
+    return record.create_revision, record.key
 
 
 def _content(record: Record) -> tuple[object, ...]:

@@ -13,8 +13,9 @@ MISSED = 3
 """Renewals in a row that a host may fail to make before it counts as gone."""
 PUT_SPREAD = 0.1
 """Of the time between two puts, up or down, so that a fleet does not write at once."""
-HEAL_AFTER, HEAL_WITHIN = 5.0, 30.0
-"""Seconds after a record that Go flannel cannot read: within these its hosts have dropped their peers."""
+HEAL_AFTER, HEAL_WITHIN, HEAL_FOR_EACH = 5.0, 30.0, 0.3
+"""Seconds after a record that Go flannel cannot read, from … to …: its hosts have dropped their peers. With
+more than a hundred hosts so many seconds for each, as each of these puts wakes all the others."""
 HEAL_AT_MOST_EVERY = 600.0
 
 
@@ -50,7 +51,12 @@ class Puts:
     """When we last wrote because of one."""
 
 
-def next_put(puts: Puts, policy: LeasePolicy, ttl: int, spread: float) -> float:
+def heal_in(spread: float, hosts: int) -> float:
+    """Seconds from an unreadable record to our put; `spread` and `hosts` as for `next_put`."""
+    return HEAL_AFTER + (max(HEAL_WITHIN, HEAL_FOR_EACH * hosts) - HEAL_AFTER) * spread
+
+
+def next_put(puts: Puts, policy: LeasePolicy, ttl: int, spread: float, hosts: int = 0) -> float:
     """When our record is to be written again, unchanged, while a Go flannel host is in the registry.
 
     Such a host sets its peers right only when their records are written: it takes back what somebody removed
@@ -61,13 +67,14 @@ def next_put(puts: Puts, policy: LeasePolicy, ttl: int, spread: float) -> float:
         policy: what the operator wants.
         ttl: seconds granted to our lease; 0: it is a reservation.
         spread: uniform in [0, 1), another number for each host and each put.
+        hosts: how many have a record.
     """
     lifetime = ttl or policy.ttl
     period = max(lifetime - policy.renew_margin, lifetime / 2)
     regular = puts.since + period * (1 - PUT_SPREAD + 2 * PUT_SPREAD * spread)
     if puts.unreadable_since is None:
         return regular
-    heal = puts.unreadable_since + HEAL_AFTER + (HEAL_WITHIN - HEAL_AFTER) * spread
+    heal = puts.unreadable_since + heal_in(spread, hosts)
     if puts.healed is not None:
         heal = max(heal, puts.healed + HEAL_AT_MOST_EVERY)
     return min(regular, heal)

@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import Any
 
+from flanneld_py.core import gojson
 from flanneld_py.model import IPNetwork, PerFamily, Subnets
 
 FORMAT = 1
+LATEST = 1 << 40
+"""Seconds since 1970, in 36,000 years; JSON may say Infinity and NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +74,26 @@ def parse_state(text: str) -> SavedState | None:
         return None
 
 
+def why_unusable(text: str) -> str:
+    """Why `parse_state` makes nothing of it, as it continues "it …"."""
+    try:
+        found = json.loads(text)["format"]
+        shown = gojson.show(found)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return "is cut off, or none of ours"
+    if found != FORMAT:
+        return f"is of format {shown}, expected {FORMAT}"
+    return "is not as it was written: its checksum differs"
+
+
 def _has_our_types(body: dict[str, Any]) -> bool:
     """A right checksum is no proof: anybody can make one, and `ip_network` also takes numbers."""
-    texts = [body["prefix"], body["node_id"], *body["networks"], *body["subnets"], body.get("mac_seed", "")]
-    numbers_fit = type(body["etcd_lease"]) is int and type(body.get("put_due", 0.0)) in (int, float)
-    return all(isinstance(text, str) for text in texts) and numbers_fit
+    texts = [body["prefix"], body["node_id"], body["mac"], body.get("mac_seed", "")]
+    if not all(isinstance(text, str) for text in (*texts, *body["networks"], *body["subnets"])):
+        return False
+    "".join(texts).encode()  # raises ValueError for half a character, which later would be an error elsewhere
+    lease, due = body["etcd_lease"], body.get("put_due", 0.0)
+    return type(lease) is int and abs(lease) < 1 << 63 and type(due) in (int, float) and 0 <= due <= LATEST
 
 
 def _checksum(body: dict[str, Any]) -> str:

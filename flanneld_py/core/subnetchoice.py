@@ -15,6 +15,7 @@ from flanneld_py.core.records import parse_key
 from flanneld_py.core.subnets import leasable
 from flanneld_py.errors import RecordError
 from flanneld_py.model import (
+    FAMILIES,
     Family,
     Host,
     IPNetwork,
@@ -55,19 +56,23 @@ def _in_range(subnet: IPNetwork, allowed: SubnetRange) -> bool:
 
 
 def overlap(one: Subnets, other: Subnets) -> bool:
-    return any(
-        net.version == theirs.version and net.overlaps(theirs)
-        for net in one.values()
-        for theirs in other.values()
-    )
+    for family in FAMILIES:
+        ours, theirs = one.get(family), other.get(family)
+        if ours is None or theirs is None:
+            continue
+        spare = ours.max_prefixlen - min(ours.prefixlen, theirs.prefixlen)
+        if (int(ours.network_address) ^ int(theirs.network_address)) >> spare == 0:
+            return True
+    return False
 
 
 def may_be_leased(subnets: Subnets, config: NetworkConfig) -> bool:
     """Whether they can have come from the Network at all; what cannot keeps nobody out."""
-    return any(
-        (allowed := config.ranges.get(family)) is not None and leasable(subnet, allowed.network)
-        for family, subnet in subnets.items()
-    )
+    for family in FAMILIES:
+        subnet, allowed = subnets.get(family), config.ranges.get(family)
+        if subnet is not None and allowed is not None and leasable(subnet, allowed.network):
+            return True
+    return False
 
 
 def taken_subnets(snapshot: Snapshot, config: NetworkConfig) -> list[Subnets]:

@@ -18,7 +18,8 @@ KERNEL_GRACE = 5.0
 LEASE_LEFT = 900.0
 """Seconds that a lease must have left. With a short TTL it is a third of it, as for the registry."""
 PEER_SHARE = 0.1
-"""Of the peers: one that cannot be set up, perhaps by a fault of its own, must not make all hosts unready."""
+"""Of the peers: one of several that cannot be set up, perhaps by a fault of its own, must not make all hosts
+unready."""
 PEER_TABLES: frozenset[Table] = frozenset({"fdb", "neighs", "nexthops", "routes"})
 """Their rows are the peers'; those of the others are what this host itself needs."""
 
@@ -109,6 +110,9 @@ def _lease(levels: Levels, now: float) -> Check:
         return Check("lease", False, state, "the config that was taken over does not allow it")
     if snapshot is not None and record.key not in snapshot.records:
         return Check("lease", False, "not in the registry", f"{record.key} is claimed again")
+    if lease.recalled:
+        # Without etcd that has to do; with it, it will not be long.
+        return Check("lease", levels.recalled is not None, f"{state}, not confirmed by etcd yet", why)
     if lease.ends is not None and lease.ends - now < min(lease.own.ttl / 3, LEASE_LEFT):
         return Check("lease", False, state, "about to end: it could not be renewed", ends=lease.ends)
     return Check("lease", True, state, ends=lease.ends)
@@ -119,6 +123,9 @@ def _registry(levels: Levels, now: float) -> Check:
     where = registry.endpoint or "etcd"
     if registry.state == "in sync":
         return Check("registry", True, f"in sync with {where}")
+    if levels.recalled is not None:
+        state = f"{registry.state}, running on state of {levels.recalled.of}"
+        return Check("registry", False, state, registry.error or "", since=registry.began)
     ttl = levels.lease.own.ttl if levels.lease.own else 0
     grace = min(REGISTRY_GRACE, ttl / 3) if ttl else REGISTRY_GRACE
     tolerable = levels.snapshot is not None and now - registry.began < grace
@@ -162,7 +169,8 @@ def first_failure(failed: Sequence[tuple[str, str]]) -> str:
 def _concerns_few_peers(report: Report) -> bool:
     own = any(count for table, count in report.failing.items() if table not in PEER_TABLES)
     most = max((count for table, count in report.failing.items() if table in PEER_TABLES), default=0)
-    return not own and most <= PEER_SHARE * len(report.peers.accepted)
+    peers = len(report.peers.accepted)
+    return not own and most <= max(PEER_SHARE * peers, 1 if peers > 1 else 0)
 
 
 def _by_problem(levels: Levels) -> Iterator[Check]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from flanneld_py.daemon.health import health_pages
-from flanneld_py.daemon.httpserver import HttpServer, Page
 from flanneld_py.daemon.inbox import Inbox
 from flanneld_py.daemon.options import Options
 from flanneld_py.daemon.status import Process
+
+if TYPE_CHECKING:
+    from flanneld_py.daemon.httpserver import HttpServer, Page
 
 
 def http_servers(
@@ -19,13 +21,18 @@ def http_servers(
     Raises:
         HostError: an address cannot be listened on.
     """
+    if options.healthz_port <= 0 and options.metrics is None:
+        return {}
+    # Imported here: few ask for them, and a start shall not wait for what they need.
+    from flanneld_py.daemon.health import health_pages  # noqa: PLC0415
+    from flanneld_py.daemon.httpserver import HttpServer  # noqa: PLC0415
+
     wanted: dict[tuple[str, int], tuple[str, str, dict[str, Page]]] = {}
     if options.healthz_port > 0:
         flags = f"--healthz-ip {options.healthz_ip}, --healthz-port {options.healthz_port}"
         pages = health_pages(inbox, process, look)
         wanted[options.healthz_ip, options.healthz_port] = ("health", flags, pages)
     if options.metrics is not None:
-        # Imported here: prometheus-client takes 50 ms, and few ask for it.
         from flanneld_py.daemon.metrics import metrics_page  # noqa: PLC0415
 
         name, flags, pages = wanted.get(options.metrics, ("metrics", "", {}))

@@ -19,8 +19,9 @@ from flanneld_py.errors import KernelError
 from flanneld_py.model import Family, IPAddress
 from flanneld_py.packetfilter import Chain, ChainKey, Chains
 
-LEGACY_EVERY = 0.5
-"""Seconds between looks at the tables of legacy iptables, which tells nobody of a change."""
+LEGACY_EVERY, NO_LEGACY_EVERY = 0.5, 2.0
+"""Seconds between looks at the tables of legacy iptables, which tells nobody of a change; and between looks
+whether somebody has made one, while there is none."""
 GLANCE_EVERY = 0.2
 """Seconds between looks at our own rules while those of others are read."""
 REPAIRED_WITHIN, REPAIR_STEP = 0.5, 0.05
@@ -103,7 +104,9 @@ class FilterWatch:
     def _wait(self) -> float:
         if self._failed:
             return RETRY
-        return LEGACY_EVERY if self._legacy.is_there else BEAT_EVERY
+        if not self._legacy.is_there:
+            return BEAT_EVERY
+        return LEGACY_EVERY if self._legacy.is_in_use else NO_LEGACY_EVERY
 
     def _look(self) -> None:
         try:

@@ -37,6 +37,8 @@ class FirstChoice:
         self.literals = literal_addresses(endpoints)
         """Addresses of etcd, as far as they were given as such."""
         self.towards: IPAddress | None = None
+        self.last: IPAddress | None = None
+        """An address that this host had in the overlay, to go by until then."""
         self.is_decided = not is_asked
         self._before = before
         self._all_literal = all(address_of(host) is not None for host in hosts)
@@ -46,7 +48,7 @@ class FirstChoice:
         """The addresses whose ways are to be known for `decide`."""
         if self.is_decided:
             return frozenset({self.towards} if self.towards is not None else ())
-        if levels.snapshot is not None and levels.registry.endpoint is not None:
+        if _is_known(levels) and levels.registry.endpoint is not None:
             self._in_use = _resolve(_host(levels.registry.endpoint))
         return self.literals | frozenset({self._in_use} if self._in_use is not None else ())
 
@@ -58,11 +60,12 @@ class FirstChoice:
             levels: the same as `ask` had.
             node_id: of this host.
         """
+        self.last = None
         if self.is_decided:
             return
         if self._all_literal and all(is_undisputed(facts, address) for address in self.literals):
             self.is_decided = True
-        elif levels.snapshot is not None and levels.registry.endpoint is not None:
+        elif levels.snapshot is not None and _is_known(levels) and levels.registry.endpoint is not None:
             self.is_decided = True
             if self._in_use is not None and prefers_registry(
                 facts,
@@ -73,6 +76,13 @@ class FirstChoice:
                 is_fresh=not self._before.subnet_file,
             ):
                 self.towards = self._in_use
+        elif levels.recalled is not None:
+            self.last = next(iter(levels.recalled.own.record.public_ips.values()), None)
+
+
+def _is_known(levels: Levels) -> bool:
+    """Whether etcd has answered, so that a name of it can be resolved: without it that may take long."""
+    return levels.snapshot is not None and levels.recalled is None
 
 
 def _host(url: str) -> str:

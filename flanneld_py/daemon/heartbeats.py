@@ -20,8 +20,8 @@ LIMITS = {
     "publisher": 60.0,
     "control": 60.0,
 }
-"""Thread → seconds between two beats. Not peer-memory: it may wait for a disk that hangs, which delays nobody
-and which no restart cures."""
+"""Thread → seconds between two beats. Not registry-memory: it may wait for a disk that hangs, which delays
+nobody and which no restart cures."""
 
 
 class Heartbeats:

@@ -21,7 +21,7 @@ from flanneld_py.drivers.kernel import read_host
 from flanneld_py.drivers.links import device_name
 from flanneld_py.drivers.monitor import Heard, Monitor
 from flanneld_py.errors import FlanneldError, HostError, HostNotReady, KernelError
-from flanneld_py.model import FAMILIES, External, Family, Host, HostFacts, IPAddress
+from flanneld_py.model import FAMILIES, External, Family, Host, HostFacts
 
 BURST, PER_SECOND = 10, 5.0
 """Of readings of the host: some program may change a link at line rate."""
@@ -71,7 +71,7 @@ def host_of(facts: HostFacts, wanted: Wanted, choice: FirstChoice) -> Host:
     Raises:
         HostError: no interface fits.
     """
-    external = _external(facts, wanted, choice.towards)
+    external = _external(facts, wanted, choice)
     own = {link.name for link in facts.links if ifselect.is_of_overlay(link)}
     foreign = {
         entry.address: link.name
@@ -98,7 +98,7 @@ def host_of(facts: HostFacts, wanted: Wanted, choice: FirstChoice) -> Host:
     )
 
 
-def _external(facts: HostFacts, wanted: Wanted, registry: IPAddress | None) -> External:
+def _external(facts: HostFacts, wanted: Wanted, choice: FirstChoice) -> External:
     """The interface for the wanted families; not knowing them, the first that fits with any."""
     failures: list[HostError] = []
     for families in wanted.candidates:
@@ -111,7 +111,8 @@ def _external(facts: HostFacts, wanted: Wanted, registry: IPAddress | None) -> E
                 can_reach=wanted.iface_can_reach,
                 public_ip=wanted.public_ip,
                 public_ipv6=wanted.public_ipv6,
-                registry=registry,
+                registry=choice.towards,
+                last=choice.last,
             )
         except HostError as failure:
             failures.append(failure)
@@ -169,7 +170,7 @@ class HostWatch:
         last, last_problem = self._inbox.levels.host, self._inbox.levels.host_problem
         facts = ifselect.in_use_first(self._facts(), last.external.addresses.values() if last else ())
         wanted = replace(self._wanted, families=self._families)
-        if not self._choice.is_decided:
+        if not self._choice.is_decided and self._choice.last is None:
             self._wait_for_registry(facts, wanted)
             return
         host = host_of(facts, wanted, self._choice)

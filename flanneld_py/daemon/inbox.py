@@ -18,6 +18,9 @@ from flanneld_py.daemon.heartbeats import BEAT_EVERY, Heartbeats
 from flanneld_py.model import Host, IPNetwork, NetworkConfig, OwnLease, Snapshot
 from flanneld_py.packetfilter import ChainKey
 
+RUSHED = frozenset({"snapshot", "recalled"})
+"""Levels by which a host joins: its packets wait for the rows, so the thread that makes these goes first."""
+
 
 def boottime() -> float:
     """Seconds since boot, suspend included: unlike the wall clock nobody can turn it back."""
@@ -26,6 +29,14 @@ def boottime() -> float:
 
 def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def utc_text(seconds: float) -> str:
+    """A time since 1970, to the second."""
+    try:
+        return datetime.fromtimestamp(int(seconds), UTC).isoformat().replace("+00:00", "Z")
+    except (ValueError, OverflowError, OSError):
+        return "an unknown time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +72,28 @@ class RegistryState:
 
 
 @dataclass(frozen=True, slots=True)
+class Recalled:
+    """What an earlier run knew of the registry, which is in force until etcd answers."""
+
+    own: OwnLease
+    time: float
+    """When etcd last said so, in seconds since 1970."""
+
+    @property
+    def of(self) -> str:
+        """That time as text."""
+        return utc_text(self.time)
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseState:
     state: Literal["none", "waiting", "held", "conflict", "lost"] = "none"
     own: OwnLease | None = None
     problem: Problem | None = None
     ends: float | None = None
     """When etcd ends it unless it is renewed, by `boottime`; None: never, or it is not held."""
+    recalled: bool = False
+    """It is what an earlier run held: etcd has not been asked yet."""
 
     def renewed(self, now: float) -> LeaseState:
         """The same just after a renewal."""
@@ -89,9 +116,14 @@ class Report:
     """Device → whether its checksum offload shall be on; the others are left as they are."""
     rules_by: str | None = None
     """The tool by which packet-filter rules are made; None: there are none of ours."""
+    snapshot: Snapshot | None = None
+    """By which the kernel was set up …"""
     peers: Peers = field(default_factory=Peers)
+    """… with these peers."""
     held: int = 0
-    """Of the peers, those whose record vanished together with many others."""
+    """Of the peers, those whose record vanished together with many others …"""
+    held_keys: frozenset[str] = frozenset()
+    """… and which these are."""
     repaired: Mapping[str, int] = field(default_factory=dict)
     """Table → rows put right that somebody else had changed."""
     ops: Mapping[str, int] = field(default_factory=dict)
@@ -139,6 +171,8 @@ class Levels:
     config_problem: Problem | None = None
     snapshot: Snapshot | None = None
     registry: RegistryState = field(default_factory=RegistryState)
+    recalled: Recalled | None = None
+    """Set while `network` and `snapshot` are those of an earlier run."""
     host: Host | None = None  # host-watch
     host_problem: Problem | None = None
     subnet_file_problem: Problem | None = None  # publisher
@@ -155,6 +189,7 @@ class Levels:
     """It runs, but not as it was asked to."""
     loss_problem: Problem | None = None
     """It runs, and loses packets."""
+    memory_problem: Problem | None = None  # registry-memory
     kernel_changes: int = 0
     """Counts the changes somebody else made to what is ours."""
     inherited: tuple[IPNetwork, ...] = ()
@@ -195,7 +230,13 @@ class Inbox:
     def __init__(self, heartbeats: Heartbeats | None = None) -> None:
         self._heartbeats = heartbeats or Heartbeats()
         self.counts = Counts()
-        self._condition = threading.Condition()
+        lock = threading.Lock()
+        self._condition = threading.Condition(lock)
+        self._first = threading.Condition(lock)
+        """Where the first reader waits, and whether he does …"""
+        self._first_waits = False
+        self._held_back = False
+        """… and whether the others have yet to hear of something."""
         self._levels = Levels()
         self._version = 0
         self._stopped = False
@@ -213,7 +254,7 @@ class Inbox:
         """Replace some levels; the other threads see all of the change or none of it."""
         with self._condition:
             self._levels = replace(self._levels, **levels)
-            self._wake()
+            self._wake(rush=levels.keys() <= RUSHED)
         for name in levels:
             for alarm in self._alarms.get(name, ()):
                 alarm()
@@ -231,14 +272,23 @@ class Inbox:
             self._levels = replace(self._levels, kernel_changes=self._levels.kernel_changes + 1)
             self._wake()
 
-    def wait(self, seen: int, until: float | None = None) -> tuple[int, Levels]:
-        """Block until something is newer than `seen`, `until` (boottime) has passed, or `stop`."""
+    def wait(self, seen: int, until: float | None = None, *, first: bool = False) -> tuple[int, Levels]:
+        """Block until something is newer than `seen`, `until` (boottime) has passed, or `stop`.
+
+        Of the RUSHED levels the others hear when the one reader who waits as the `first` waits again. Ten
+        threads that wake together take turns with the interpreter, and he would be as slow as the last.
+        """
         with self._condition:
+            if first and self._held_back:
+                self._held_back = False
+                self._condition.notify_all()
             while self._version == seen and not self._stopped:
                 left = None if until is None else until - boottime()
                 if left is not None and left <= 0:
                     break
-                self._wait(left)
+                self._first_waits |= first
+                self._wait(left, self._first if first else self._condition)
+                self._first_waits &= not first
             self.beat()
             return self._version, self._levels
 
@@ -247,7 +297,7 @@ class Inbox:
         end = boottime() + seconds
         with self._condition:
             while not self._stopped and (left := end - boottime()) > 0:
-                self._wait(left)
+                self._wait(left, self._condition)
 
     def beat(self) -> None:
         """The calling thread turns; for one that waits on something else."""
@@ -263,10 +313,14 @@ class Inbox:
             self._stopped = True
             self._wake()
 
-    def _wait(self, seconds: float | None) -> None:
+    def _wait(self, seconds: float | None, condition: threading.Condition) -> None:
         self.beat()
-        self._condition.wait(BEAT_EVERY if seconds is None else min(seconds, BEAT_EVERY))
+        condition.wait(BEAT_EVERY if seconds is None else min(seconds, BEAT_EVERY))
 
-    def _wake(self) -> None:
+    def _wake(self, *, rush: bool = False) -> None:
         self._version += 1
-        self._condition.notify_all()
+        self._first.notify()
+        if rush and self._first_waits:
+            self._held_back = True
+        else:
+            self._condition.notify_all()

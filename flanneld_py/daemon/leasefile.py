@@ -37,6 +37,8 @@ class LeaseFile:
         """Those of this run, in which something may have been made."""
         self._is_clean = is_clean
         self._saved = ""
+        self._owed: SavedState | None = None
+        """What could not be written."""
         self._lock = threading.Lock()
         self._log = structlog.get_logger().bind(part="lease")
 
@@ -65,6 +67,12 @@ class LeaseFile:
             )
             self._write(state)
 
+    def write_owed(self) -> None:
+        """Try again what could not be written."""
+        with self._lock:
+            if self._owed is not None:
+                self._write(self._owed)
+
     def _add(self, networks: Iterable[IPNetwork]) -> None:
         self._networks = tuple(dict.fromkeys((*networks, *self._networks)))
 
@@ -77,6 +85,8 @@ class LeaseFile:
             return
         try:
             write_atomically(self._path, text)
-            self._saved, self._state = text, state
+            self._saved, self._state, self._owed = text, state, None
         except OSError as error:
-            self._log.warning("state_not_saved", path=str(self._path), error=str(error))
+            if self._owed is None:
+                self._log.warning("state_not_saved", path=str(self._path), error=str(error))
+            self._owed = state

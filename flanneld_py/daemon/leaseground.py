@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from flanneld_py.core.allocate import find_own
 from flanneld_py.core.leasedecision import Wish
-from flanneld_py.core.records import format_key
+from flanneld_py.core.records import format_key, said_since
 from flanneld_py.core.statefile import SavedState
 from flanneld_py.daemon.inbox import LeaseState, Levels, Network, boottime
 from flanneld_py.model import Host, Record, Snapshot, Subnets
@@ -29,8 +29,19 @@ class Ground(NamedTuple):
 
     @property
     def settled(self) -> bool:
-        """With the record that we want in place and nobody in our way, others' do not matter."""
-        return self.stands and self.lease.state not in ("conflict", "waiting")
+        """With the record that we want in place and nobody in our way, others' do not matter.
+
+        But for a second one of ours: of a write whose answer was lost, say, that etcd carried out after all.
+        """
+        return self.stands and self.lease.state not in ("conflict", "waiting") and not self._has_second
+
+    @property
+    def _has_second(self) -> bool:
+        own = self.lease.own
+        return own is not None and any(
+            record.node_id == self.host.node_id and record.key != own.record.key
+            for record in self.snapshot.records.values()
+        )
 
 
 def stands(lease: LeaseState, snapshot: Snapshot | None) -> bool:
@@ -83,7 +94,7 @@ def complete_wish(wish: Wish, ground: Ground, last: LastRun) -> Wish:
         previous=last.previous,
         etcd_lease=last.etcd_lease if same_machine else 0,
         last_key=last.key if same_machine else "",
-        held=ground.lease.own.record if ground.lease.own else None,
+        held=_held(ground),
     )
     own = find_own(ground.network.config, ground.snapshot, host, wish)
     published = backend.published(host, own, _macs_of_others(ground.snapshot, own))
@@ -95,18 +106,27 @@ def complete_wish(wish: Wish, ground: Ground, last: LastRun) -> Wish:
     )
 
 
+def _held(ground: Ground) -> Record | None:
+    """What this process holds.
+
+    Not what an earlier one held and etcd still has: as at every start it does not matter who wrote it since.
+    """
+    own = ground.lease.own
+    if own is None:
+        return None
+    there = ground.snapshot.records.get(own.record.key)
+    still_ours = there is not None and there.node_id == ground.host.node_id
+    return None if ground.lease.recalled and still_ours else own.record
+
+
 def _macs_of_others(snapshot: Snapshot, own: Record | None) -> frozenset[str]:
     """VTEP MACs that somebody published before us."""
     return frozenset(
         mac
         for record in snapshot.records.values()
-        if own is None or (record.key != own.key and _since(record) < _since(own))
+        if own is None or (record.key != own.key and said_since(record) < said_since(own))
         for mac in record.vtep_macs.values()
     )
-
-
-def _since(record: Record) -> int:
-    return record.since_revision or record.mod_revision
 
 
 @dataclass(frozen=True, slots=True)

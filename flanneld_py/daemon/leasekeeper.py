@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import zip_longest
@@ -12,6 +13,7 @@ import structlog
 from flanneld_py.core.allocate import decide_lease
 from flanneld_py.core.leasedecision import (
     Adopt,
+    Claim,
     Conflict,
     Decision,
     End,
@@ -26,18 +28,24 @@ from flanneld_py.core.leasedecision import (
 from flanneld_py.core.leasepolicy import LeasePolicy
 from flanneld_py.core.pace import Backoff
 from flanneld_py.core.renewal import renew_interval, silent_in
+from flanneld_py.core.subnetchoice import overlap
 from flanneld_py.daemon.identity import Identity
-from flanneld_py.daemon.inbox import Inbox, LeaseState, Levels, Problem, boottime
+from flanneld_py.daemon.inbox import Inbox, LeaseState, Levels, Problem, Recalled, boottime
 from flanneld_py.daemon.leasefile import LeaseFile
 from flanneld_py.daemon.leaseground import Ground, LastRun, complete_wish, ground_of, stands
 from flanneld_py.daemon.leaseputs import PutSchedule
 from flanneld_py.daemon.leaserenewal import renew
 from flanneld_py.daemon.leasewriter import LeaseWriter
+from flanneld_py.daemon.recall import doubts, seconds_left
 from flanneld_py.drivers.etcd import EtcdRegistry
 from flanneld_py.errors import FlanneldError, LeaseLost, RegistryError
-from flanneld_py.model import OwnLease, PerFamily, Record
+from flanneld_py.model import OwnLease, PerFamily, Record, Snapshot
 
 RETRIED = "remove the cause; it is tried again by itself"
+REST = 0.02
+"""Seconds until what has changed is looked at while the lease is held."""
+CLOCK_LOOK = 5.0
+"""Seconds between looks at the wall clock while a lease is gone by that only the clock speaks for."""
 RETRY_SECONDS = 10.0
 """Until a decision that this host could not carry out is made again."""
 
@@ -89,6 +97,10 @@ class LeaseKeeper:
         seen = -1
         while not self._inbox.stopped:
             seen, levels = self._inbox.wait(seen, self._wake_at())
+            if levels.lease.state == "held":
+                # What others do concerns us little: the kernel is to follow them first.
+                self._inbox.pause(REST)
+                levels = self._inbox.levels
             try:
                 self._step(levels)
                 self._backoff.reset()
@@ -121,6 +133,9 @@ class LeaseKeeper:
         # A new node id comes back with what host-watch tells.
         self._lacking = ground is None or ground.host.node_id != self._identity.node_id
         if ground is None or self._lacking:
+            return
+        if levels.recalled is not None:
+            self._go_by(levels.recalled, ground)
             return
         awaited = self._writer.awaited
         if awaited is not None:
@@ -164,6 +179,7 @@ class LeaseKeeper:
             backend_type="",
             public_ips=PerFamily(),
             written=self._writer.written,
+            granted=self._writer.etcd_lease,
             silent=frozenset(self._silent),
             foreign=self._writer.foreign,
             fixed_id=self._identity.fixed,
@@ -193,7 +209,13 @@ class LeaseKeeper:
     def _write(self, decision: Write, ground: Ground) -> None:
         """Now, or when it may be: what stands stays until then, and is kept from ending."""
         if boottime() >= self._writer.ready_at:
-            self._writer.write(decision, ground)
+            if isinstance(decision, Claim) and ground.lease.own is None:
+                self._tell_change(decision.wanted, ground.snapshot)
+            try:
+                self._writer.write(decision, ground)
+            except RegistryError as error:
+                self._tell_refused(ground, error)
+                raise
             if self._writer.awaited is None:
                 self._look_at = boottime()
             return
@@ -214,8 +236,20 @@ class LeaseKeeper:
 
     # --- holding
 
+    def _go_by(self, recalled: Recalled, ground: Ground) -> None:
+        """Hold what the last run held, as long as there is no etcd to ask."""
+        now = time.time()
+        left = seconds_left(recalled, now)
+        self._look_at = boottime() + (min(left, CLOCK_LOOK) if left is not None and left > 0 else CLOCK_LOOK)
+        if not ground.lease.recalled:
+            self._last = self._last.then(recalled.own.record, ground.host.external.mac)
+            self._renewed_at = boottime()
+        doubt = doubts(recalled, ground.host, now)
+        self._offer(LeaseState("held", recalled.own, doubt, recalled=True))
+
     def _keep(self, record: Record, ground: Ground) -> None:
-        held = ground.lease.own if ground.lease.state == "held" else None
+        is_held = ground.lease.state == "held" and not ground.lease.recalled
+        held = ground.lease.own if is_held else None
         if held is not None and held.record is record:
             return
         own = OwnLease(record, 0)
@@ -240,7 +274,7 @@ class LeaseKeeper:
     def _hold_on(self, record: Record | None, ground: Ground) -> OwnLease | None:
         """Keep a record of ours from ending that is not as it should be; None: we have it no more."""
         own = ground.lease.own
-        if own is not None and own.record is record:
+        if own is not None and own.record is record and not ground.lease.recalled:
             return own
         if record is None or record.node_id != ground.host.node_id:
             return None  # Go flannel's of this host, which we have not taken over
@@ -271,12 +305,27 @@ class LeaseKeeper:
 
     # --- others in our way
 
+    def _tell_change(self, wanted: Record, snapshot: Snapshot) -> None:
+        """A start that does not come to the subnet of the last run, of which containers have addresses."""
+        if not self._last.previous or wanted.subnets in self._last.previous:
+            return
+        was = self._last.previous[0]
+        holder = next((r for r in snapshot.records.values() if overlap(r.subnets, was)), None)
+        self._log.warning(
+            "other_subnet",
+            was=[str(net) for net in was.values()],
+            now=[str(net) for net in wanted.subnets.values()],
+            reason=f"it is held by {holder.key}, {holder.node_id or 'without node id'}"
+            if holder
+            else "it does not fit the network config any more",
+            fix="restart containers with addresses of the earlier one",
+        )
+
     def _rename(self, record: Record, reason: str, ground: Ground) -> None:
         """We are the clone, unless the other host is gone."""
         if self._probe(record):
             return
-        written = self._writer.written
-        own = ground.snapshot.records.get(written.key) if written is not None else None
+        own = self._writer.shown(ground.snapshot)
         if own is not None:
             # By this the next run knows our record, which bears the old id until it is written again.
             self._file.save(own, ground, self._puts.due)
@@ -318,6 +367,15 @@ class LeaseKeeper:
             reason = f"lease {own.record.key} was not renewed for {own.ttl} s: {error}"
             fix = "bring etcd back; the data plane stays as it is and the subnet is claimed again"
             self._offer(LeaseState("lost", own, Problem("lease-expired", reason, fix)))
+
+    def _tell_refused(self, ground: Ground, error: RegistryError) -> None:
+        """A write that etcd refuses: our record is gone, or not as it should be."""
+        own = ground.lease.own
+        if own is None or self._inbox.levels.registry.state != "in sync":
+            return
+        what = "cannot be changed" if ground.stands else "is gone, and cannot be claimed again"
+        problem = Problem("lease-waiting", f"lease {own.record.key} {what}: {error}", RETRIED)
+        self._offer(LeaseState("waiting" if ground.stands else "lost", own, problem))
 
     def _offer(self, fresh: LeaseState) -> None:
         last = self._inbox.levels.lease

@@ -7,7 +7,7 @@ from dataclasses import replace
 from random import Random
 
 from flanneld_py.core.leasepolicy import LeasePolicy
-from flanneld_py.core.renewal import HEAL_AFTER, HEAL_WITHIN, Puts, has_go_hosts, is_contested, next_put
+from flanneld_py.core.renewal import Puts, has_go_hosts, heal_in, is_contested, next_put
 from flanneld_py.daemon.inbox import boottime
 from flanneld_py.model import OwnLease, Snapshot
 
@@ -23,6 +23,7 @@ class PutSchedule:
         self._puts: Puts | None = None
         self._spread = rng.random()
         self._seen: tuple[Snapshot, OwnLease] | None = None
+        self._hosts = 0
         self.at: float | None = None
         self.due = 0.0
         """The same for the next run, as far as it comes from the time gone by; 0: not at all."""
@@ -31,7 +32,7 @@ class PutSchedule:
         """Bring the time up to date with the registry, in which our record stands."""
         if self._seen is not None and self._seen[0] is snapshot and self._seen[1] is own:
             return
-        self._seen = snapshot, own
+        self._seen, self._hosts = (snapshot, own), len(snapshot.records)
         if not has_go_hosts(snapshot, own.record.backend_type):
             self._puts, self.at, self.due = None, None, 0.0
             return
@@ -57,7 +58,7 @@ class PutSchedule:
 
     def _next(self, own: OwnLease) -> float:
         assert self._puts is not None  # noqa: S101 - for the type checker
-        return next_put(self._puts, self._policy, own.ttl, self._spread)
+        return next_put(self._puts, self._policy, own.ttl, self._spread, self._hosts)
 
     def _first_since(self, own: OwnLease) -> float:
         """Now, or so long ago that what the last run owed falls due when it would have."""
@@ -66,7 +67,7 @@ class PutSchedule:
             return now
         left = self._owed - time.time()
         if left <= 0:
-            left = HEAL_AFTER + (HEAL_WITHIN - HEAL_AFTER) * self._spread
+            left = heal_in(self._spread, self._hosts)
         self._owed = 0.0
         period = next_put(Puts(now), self._policy, own.ttl, self._spread) - now
         return min(now, now + left - period)

@@ -33,8 +33,8 @@ class LeaseWriter:
         self._rng = rng
         self._log = structlog.get_logger().bind(part="lease")
         self._bucket = TokenBucket(WRITE_BURST, WRITES_PER_SECOND, boottime())
-        self._etcd_lease = 0
-        """Ours, under which a record is to stand that the snapshot does not show yet."""
+        self.etcd_lease = 0
+        """Ours, under which a record is to stand that the snapshot does not show yet; 0: there is none."""
         self._renew_at: float | None = None
         """When that one is to be renewed."""
         self._ttl_settled = False
@@ -59,10 +59,10 @@ class LeaseWriter:
         match decision:
             case Claim(wanted):
                 self._claim(wanted, ground)
-            case Adopt(record, wanted):
-                self._adopt(record, wanted, ground)
-            case Move(record, wanted):
-                self._move(record, wanted, ground)
+            case Adopt(record, wanted, from_silent):
+                self._adopt(record, wanted, ground, from_silent)
+            case Move(record, wanted, from_silent):
+                self._move(record, wanted, ground, from_silent)
             case Release(record, reason):
                 self._release(record, reason, ground)
             case Restore(wanted):
@@ -88,15 +88,22 @@ class LeaseWriter:
         """Keep a lease alive that the snapshot does not show yet, however long that takes."""
         if self.awaited is None or self._renew_at is None or boottime() < self._renew_at:
             return
-        ttl = self._registry.keep_alive(self._etcd_lease)
-        self._follow(self._etcd_lease if ttl > 0 else 0, ttl)
+        ttl = self._registry.keep_alive(self.etcd_lease)
+        self._follow(self.etcd_lease if ttl > 0 else 0, ttl)
+
+    def shown(self, snapshot: Snapshot) -> Record | None:
+        """What this process last wrote, if it stands; another host may have been first at that key."""
+        if self.written is None:
+            return None
+        found = snapshot.records.get(self.written.key)
+        return found if found is not None and encode(found) == encode(self.written) else None
 
     def kept(self) -> None:
         """What we hold is shown as it should be."""
-        self._etcd_lease, self._renew_at, self._ttl_settled = 0, None, True
+        self.etcd_lease, self._renew_at, self._ttl_settled = 0, None, True
 
     def _follow(self, lease: int, ttl: int) -> None:
-        self._etcd_lease = lease
+        self.etcd_lease = lease
         interval = renew_interval(ttl) * self._rng.uniform(0.9, 1.0)
         self._renew_at = boottime() + interval if lease else None
 
@@ -107,7 +114,7 @@ class LeaseWriter:
         self._follow(self._lease_to_use(lease), self._policy.ttl)
         self.written = wanted
         try:
-            written = self._registry.create(_path(wanted), encode(wanted), self._etcd_lease)
+            written = self._registry.create(_path(wanted), encode(wanted), self.etcd_lease)
         except LeaseGone:
             self._follow(0, 0)
             raise
@@ -120,7 +127,7 @@ class LeaseWriter:
 
     def _lease_to_use(self, lease: LeaseState) -> int:
         """The etcd lease we have, when only its key was deleted or never stood; else a new one."""
-        for ours in (self._etcd_lease, lease.own.record.etcd_lease if lease.own else 0):
+        for ours in (self.etcd_lease, lease.own.record.etcd_lease if lease.own else 0):
             if ours and self._registry.keep_alive(ours) > 0:
                 return ours
         return self._registry.grant(self._policy.ttl)
@@ -133,22 +140,30 @@ class LeaseWriter:
         self.await_change(record.key, ground.snapshot)
         return True
 
-    def _adopt(self, record: Record, wanted: Record, ground: Ground) -> None:
-        if self._is_ending(record, ground):
+    def _lease_for(self, record: Record, ground: Ground, from_silent: bool) -> int:
+        """Under which what takes the place of a record is to stand."""
+        if not from_silent:
+            return record.etcd_lease
+        self._follow(self._lease_to_use(ground.lease), self._policy.ttl)
+        return self.etcd_lease
+
+    def _adopt(self, record: Record, wanted: Record, ground: Ground, from_silent: bool) -> None:
+        # A renewal would keep a host's record that is gone: the guard tells whether it has ended.
+        if not from_silent and self._is_ending(record, ground):
             return
         self.written = wanted
-        written = self._registry.replace(
-            _path(record), encode(wanted), record.etcd_lease, record.mod_revision
-        )
+        lease = self._lease_for(record, ground, from_silent)
+        written = self._registry.replace(_path(record), encode(wanted), lease, record.mod_revision)
         self.await_change(record.key, ground.snapshot, wrote=written.ok)
         self._log.info("lease_updated", key=record.key, done=written.ok, revision=written.revision)
 
-    def _move(self, record: Record, wanted: Record, ground: Ground) -> None:
-        if self._is_ending(record, ground):
+    def _move(self, record: Record, wanted: Record, ground: Ground, from_silent: bool) -> None:
+        if not from_silent and self._is_ending(record, ground):
             return
         self.written = wanted
+        lease = self._lease_for(record, ground, from_silent)
         written = self._registry.move(
-            _path(record), record.mod_revision, _path(wanted), encode(wanted), record.etcd_lease
+            _path(record), record.mod_revision, _path(wanted), encode(wanted), lease
         )
         self.await_change(wanted.key, ground.snapshot, wrote=written.ok)
         self._log.info("lease_moved", key=record.key, to=wanted.key, done=written.ok)
@@ -166,7 +181,9 @@ class LeaseWriter:
             return
         if wanted.key not in ground.snapshot.records and self._is_anothers(there, lease):
             self.foreign |= {wanted.key}
-            self._log.warning("lease_not_restored", key=wanted.key, reason="another etcd lease keeps it")
+            self._log.warning(
+                "lease_not_restored", key=wanted.key, reason="another etcd lease keeps it, or ours has ended"
+            )
             self.await_change(wanted.key, ground.snapshot)
             return
         if lease and not self._registry.keep_alive(lease):
@@ -177,8 +194,13 @@ class LeaseWriter:
         self._log.warning("lease_restored", key=wanted.key, done=written.ok)
 
     def _is_anothers(self, there: Entry, ours: int) -> bool:
+        """A value without etcd lease stands over our record only if that has not ended with its own."""
         lease = there.etcd_lease
-        return lease not in (0, ours) and self._registry.time_to_live(lease).left > 0
+        if lease == ours:
+            return False
+        if not lease:
+            return self._registry.time_to_live(ours).left <= 0
+        return self._registry.time_to_live(lease).left > 0
 
     def write_again(self, record: Record, ground: Ground) -> bool:
         """The same once more, for hosts of Go flannel; False: its lease has ended."""
@@ -196,7 +218,7 @@ class LeaseWriter:
         """Move the record to an etcd lease with the TTL that is wanted now; False: nothing is to be done."""
         if self._ttl_settled or ttl == self._policy.ttl:
             return False
-        fresh = self._etcd_lease or self._registry.grant(self._policy.ttl)
+        fresh = self.etcd_lease or self._registry.grant(self._policy.ttl)
         self._follow(fresh, self._policy.ttl)
         if self._registry.keep_alive(fresh) == ttl:  # etcd grants no other
             self._follow(0, 0)

@@ -117,8 +117,8 @@ def _readlink(path: Path) -> str:
 def _lock_directory(state_dir: Path, advice: str) -> int:
     path = state_dir / "lock"
     try:
-        state_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = _open(path)
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             raise
@@ -133,6 +133,22 @@ def _lock_directory(state_dir: Path, advice: str) -> int:
     if refused == errno.EAGAIN:
         raise HostError(f"--state-dir {state_dir} is in use by another flanneld-py; {advice}")
     raise HostError(f"--state-dir {state_dir}: cannot lock {path}: {os.strerror(refused)}")
+
+
+def _open(path: Path) -> int:
+    """The lock's file; on a disk that became read-only what there is, as the state in it serves all the same.
+
+    Raises:
+        OSError: there is no directory that can be used.
+    """
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+    with suppress(FileNotFoundError):
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    return os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _lock(fd: int) -> int | None:

@@ -205,8 +205,15 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "registry_last_sync_timestamp_seconds",
         "gauge",
-        "When etcd last sent something; a quiet one is asked for a sign of life every minute.",
+        "When etcd last sent something; a quiet one is asked for a sign of life every few seconds, by many "
+        "hosts less often.",
         lambda now: _one(now.counts.last_sync),
+    ),
+    Metric(
+        "registry_recalled_timestamp_seconds",
+        "gauge",
+        "Of when the state of an earlier run is that is gone by, while etcd has not answered this one.",
+        lambda now: _one(now.levels.recalled.time if now.levels.recalled else None),
     ),
     Metric(
         "registry_revision",

@@ -41,8 +41,8 @@ class Options:
         return self.state_dir / "state.json"
 
     @property
-    def peers_file(self) -> Path:
-        return self.state_dir / "peers.json"
+    def registry_file(self) -> Path:
+        return self.state_dir / "registry"
 
     @property
     def tunnel_file(self) -> Path:

@@ -60,11 +60,12 @@ class Publisher:
             seen, levels = self._inbox.wait(seen, boottime() + LOOK)
             self._look()
             self._notifier.send_owed()
-            if seen != last or self._is_outdated(levels):
-                status = compose(levels, self._process)
-                if self._inbox.stopped:  # the threads end now, which is no news
-                    return
-                self.publish(status)
+            if seen == last and not self._is_outdated(levels):
+                continue
+            status = compose(levels, self._process)
+            if self._inbox.stopped:  # the threads end now, which is no news
+                return
+            self.publish(status)
             self._inbox.pause(REST if self._told_ready else REST_BEFORE_READY)
 
     def _is_outdated(self, levels: Levels) -> bool:

@@ -12,12 +12,16 @@ from typing import Any, get_args
 import structlog
 
 from flanneld_py.core.describe import WAITS, describe
-from flanneld_py.core.linger import Departures, departures, departures_since
+from flanneld_py.core.linger import Departures, departures, departures_since, left_since
 from flanneld_py.core.pace import RetrySchedule, TokenBucket
-from flanneld_py.core.plan import apply_all, lost_devices, plan, referents
+from flanneld_py.core.plan import apply_all, lost_devices, plan, referents, share
+from flanneld_py.core.registrycache import LastPeers
+from flanneld_py.daemon import garbage
+from flanneld_py.daemon.aim import Aim
 from flanneld_py.daemon.execute import Executor
 from flanneld_py.daemon.inbox import Inbox, Levels, Problem, Report, boottime, utc_now
 from flanneld_py.daemon.leftout import LeftOut
+from flanneld_py.daemon.recall import is_withheld
 from flanneld_py.daemon.target import Feasible, Inputs, Settings, Target, feasible_target, inputs_of, same
 from flanneld_py.errors import FlanneldError, Unsupported
 from flanneld_py.model import Op, Outcome, State, Table, Verb
@@ -25,7 +29,7 @@ from flanneld_py.model import Op, Outcome, State, Table, Verb
 ROUNDS = 5
 """Within one pass: the kernel cascades (a link going down takes its routes along), so read and plan again."""
 BURST, PER_SECOND = 10, 10.0
-"""Of passes: firewalls that reload five times a second must not outrun the repair."""
+"""Of repairs: firewalls that reload five times a second must not outrun them."""
 READ_BACK_SMALL, READ_BACK_LARGE, SMALL_STATE = 60.0, 600.0, 1000
 """Seconds between read-backs when nothing was heard, up to this many routes and above."""
 UNREAD_AGAIN = 1.0
@@ -58,7 +62,13 @@ class _Memory:
     """Why these are not `inputs`."""
     settled: bool = False
     """A pass with this desired state ended in sync: what differs now was changed by somebody else."""
+    recalled: bool = False
+    """It goes by the state of the last run, and what stands may be newer than that: nothing is deleted."""
+    newer: set[tuple[Table, Any]] | None = None
+    """Rows that stood otherwise then."""
     read_back_at: float = 0.0
+    unread_until: float = 0.0
+    """Nothing is tried before, as the kernel could not be read."""
     ops: Counter[str] = field(default_factory=Counter)
     repaired: Counter[str] = field(default_factory=Counter)
     failing: Counter[str] = field(default_factory=Counter)
@@ -69,12 +79,20 @@ class Reconciler:
     """Offers `report`. Sole caller of all drivers."""
 
     def __init__(
-        self, executor: Executor, settings: Settings, inbox: Inbox, follow: Callable[[Target], None]
+        self,
+        executor: Executor,
+        settings: Settings,
+        inbox: Inbox,
+        follow: Callable[[Target], None],
+        last_peers: LastPeers | None = None,
     ) -> None:
         """`follow` is told of each new target before anything is written for it."""
         self._executor = executor
+        self._last_peers = last_peers
+        """Those of the last run, until they have been compared with the registry."""
         self._follow = follow
         self._settings = settings
+        self._aim_at = Aim()
         self._inbox = inbox
         self._log = structlog.get_logger().bind(part="reconciler")
         self._memory = _Memory()
@@ -88,17 +106,21 @@ class Reconciler:
         """Until the inbox stops. Nothing is removed then: the data plane outlives the daemon."""
         seen = -1
         while not self._inbox.stopped:
-            seen, levels = self._inbox.wait(seen, self._wake_at())
+            seen, levels = self._inbox.wait(seen, self._wake_at(), first=True)
             if self._inbox.stopped:
                 return
             self._answer(levels)
             if not self._has_work(levels):
                 continue
-            wait = self._bucket.take(boottime())
+            fought_over = levels.kernel_changes != self._memory.kernel_changes
+            wait = self._bucket.take(boottime()) if fought_over else 0.0
             if wait:
                 self._inbox.pause(wait)
                 levels = self._inbox.levels
+            first = not levels.report.passes
             self._pass(levels)
+            if first and self._inbox.levels.report.passes:
+                garbage.settle()
 
     def ask_plan(self) -> Future[list[str]]:
         """What would be done now, op by op; answered by the thread that owns the drivers."""
@@ -112,7 +134,7 @@ class Reconciler:
             return None
         leave = (gone.until for gone in self._memory.departed.kept.values())
         due = (self._retry.next_due(), self._memory.read_back_at, *leave)
-        return min(at for at in due if at is not None)
+        return max(min(at for at in due if at is not None), self._memory.unread_until)
 
     def _has_work(self, levels: Levels) -> bool:
         inputs, memory = inputs_of(levels, self._memory.inputs), self._memory
@@ -121,6 +143,7 @@ class Reconciler:
         due = self._wake_at()
         return (
             not same(inputs, memory.inputs)
+            or (levels.recalled is not None) != memory.recalled
             or levels.kernel_changes != memory.kernel_changes
             or (due is not None and boottime() >= due)
         )
@@ -131,6 +154,8 @@ class Reconciler:
         inputs = inputs_of(levels, self._memory.inputs)
         if inputs is None:
             return
+        if (levels.recalled is not None) != memory.recalled:
+            memory.recalled, memory.settled, memory.newer = levels.recalled is not None, False, None
         try:
             target = self._aim(inputs)
             outcomes = self._converge(target, levels)
@@ -138,11 +163,12 @@ class Reconciler:
             if isinstance(error, Unsupported) and not levels.report.subnet_file_written:
                 raise  # nothing depends on this process yet, and who set it up is there to see it
             memory.actual, memory.settled = None, False
-            memory.read_back_at = boottime() + UNREAD_AGAIN
+            memory.read_back_at = memory.unread_until = boottime() + UNREAD_AGAIN
             self._inbox.counts.add("reconcile_failures", "all")
             self._fail(Problem("reconcile-failed", str(error), TRIED_AGAIN))
             return
         self._count(outcomes, inputs, target, boottime() - started)
+        memory.target = target._replace(differs=None)  # the tables before need not be kept for it
 
     def _aim(self, inputs: Inputs) -> Target:
         memory = self._memory
@@ -150,7 +176,7 @@ class Reconciler:
         self._log_hold(memory.departed, departed)
         if memory.target is None or not same(inputs, memory.inputs) or departed.kept != memory.departed.kept:
             last, memory.target = memory.target, None
-            memory.inputs, memory.departed = inputs, departed
+            memory.inputs, memory.departed, self._last_peers = inputs, departed, None
             feasible = self._feasible(inputs, departed)
             memory.target, memory.worked = feasible.target, feasible.inputs
             self._note_obstacle(feasible.obstacle)
@@ -166,9 +192,12 @@ class Reconciler:
         snapshot, own = inputs.snapshot, inputs.own.record.key
         if memory.inputs is not None:
             last = memory.inputs.snapshot
-            return departures(memory.departed, last, snapshot, self._peers(), now, settings.wipe_grace)
-        if settings.last_peers is not None:
-            return departures_since(settings.last_peers, snapshot, own, now, settings.wipe_grace)
+            # Only who has a record no more can have left: most changes are of another kind.
+            known = self._peers() if left_since(last, snapshot) else ()
+            return departures(memory.departed, last, snapshot, known, now, settings.wipe_grace)
+        if self._last_peers is not None:
+            last, held, created = self._last_peers
+            return departures_since(last, snapshot, own, now, settings.wipe_grace, held, created)
         return Departures()
 
     def _peers(self) -> Collection[str]:
@@ -188,7 +217,9 @@ class Reconciler:
             self._log.info("wipe_hold_over", peers=len(before))
 
     def _feasible(self, inputs: Inputs, departed: Departures) -> Feasible:
-        return feasible_target(inputs, self._memory.worked, departed.records, self._settings)
+        return feasible_target(
+            inputs, self._memory.worked, departed.records, self._settings, self._aim_at.target_of
+        )
 
     def _note_obstacle(self, error: FlanneldError | None) -> None:
         memory, last = self._memory, self._memory.obstacle
@@ -213,11 +244,11 @@ class Reconciler:
         outcomes: list[Outcome] = []
         for _ in range(ROUNDS):
             if memory.actual is None:
-                memory.actual = self._executor.observe(target.scope, APART)
+                memory.actual = share(self._executor.observe(target.scope, APART), target.state)
                 memory.read_back_at = boottime() + _read_back_after(memory.actual)
                 if self._executor.unread:
                     memory.read_back_at = boottime() + UNREAD_AGAIN
-            ops = self._plan(target.state, memory.actual)
+            ops = self._plan(target, memory.actual)
             self._retry.keep_only(map(_retry_key, ops))
             due, held = self._divide(ops, target.state, memory.actual)
             if not due:
@@ -225,17 +256,37 @@ class Reconciler:
             outcomes += self._apply(due, held, target.state, memory.actual)
         return outcomes
 
-    def _plan(self, want: State, actual: State) -> list[Op]:
+    def _plan(self, target: Target, actual: State) -> list[Op]:
         """What can be planned: about what could not be read nothing is known."""
-        return [op for op in plan(want, actual) if op.table not in self._executor.unread]
+        differs, unread = target.differs, self._executor.unread
+        if differs is not None and actual is differs.since:
+            ops = plan(differs.want, differs.have)
+        else:
+            ops = plan(target.state, actual)
+        if unread:
+            ops = [op for op in ops if op.table not in unread]
+        return self._without_withheld(ops, actual)
+
+    def _without_withheld(self, ops: list[Op], actual: State) -> list[Op]:
+        memory = self._memory
+        if not memory.recalled:
+            return ops
+        if memory.newer is None:
+            memory.newer = {(op.table, op.key) for op in ops if op.key in actual.table(op.table)}
+        return [op for op in ops if not is_withheld(op, memory.newer)]
 
     def _divide(self, ops: Sequence[Op], want: State, actual: State) -> tuple[list[Op], list[Op]]:
         """What is to be tried now, and what must wait: for its time, or for a row that waits."""
+        if not self._retry:
+            return list(ops), []
         due: list[Op] = []
         held: list[Op] = []
         waiting: dict[tuple[Table, Any], Op] = {}
         lost, now = lost_devices(ops, actual), boottime()
         for op in ops:
+            if op.verb == "del" and op.table == "links" and op.value is not None:
+                # It makes room for a link: each without the other would fail in turn, without end.
+                self._retry.wait_for(_retry_key(op), ("set", "links", op.value.name))
             first = next((waiting[row] for row in referents(op, want) if row in waiting), None)
             if first is not None:
                 self._retry.wait_for(_retry_key(op), _retry_key(first))
@@ -250,15 +301,19 @@ class Reconciler:
     def _apply(self, ops: Sequence[Op], held: Sequence[Op], want: State, actual: State) -> list[Outcome]:
         outcomes = self._executor.apply(ops, want, actual, held)
         now = boottime()
-        for op, error in outcomes:
-            if error is None:
-                self._retry.succeeded(_retry_key(op))
-            else:
-                self._retry.failed(_retry_key(op), now)
-        if any(error is not None or op.table in READ_AGAIN for op, error in outcomes):
+        if self._retry:
+            for op, error in outcomes:
+                if error is None:
+                    self._retry.succeeded(_retry_key(op))
+        failed = [op for op, error in outcomes if error is not None]
+        for op in failed:
+            self._retry.failed(_retry_key(op), now)
+        if failed or any(op.table in READ_AGAIN for op in ops):
             self._memory.actual = None
+        elif not held and not self._executor.unread and not self._memory.recalled:
+            self._memory.actual = want  # all that set them apart is done
         else:
-            self._memory.actual = apply_all(actual, [op for op, _ in outcomes])
+            self._memory.actual = apply_all(actual, ops)
         return outcomes
 
     def _count(self, outcomes: Sequence[Outcome], inputs: Inputs, target: Target, seconds: float) -> None:
@@ -288,7 +343,9 @@ class Reconciler:
     def _still_failed(self, failed: dict[Op, str], target: Target) -> tuple[tuple[str, str], ...]:
         """What the plan still holds, with the last error of each."""
         memory = self._memory
-        left = plan(target.state, memory.actual) if memory.actual is not None else list(failed)
+        left = list(failed)
+        if memory.actual is not None:
+            left = self._without_withheld(plan(target.state, memory.actual), memory.actual)
         memory.settled = memory.settled or not left
         memory.failing = Counter(op.table for op in left)
         known, unread = dict(self._inbox.levels.report.failed), self._executor.unread
@@ -325,7 +382,9 @@ class Reconciler:
                 offloads=target.state.offloads,
                 rules_by=target.rules_by,
                 peers=target.peers,
+                snapshot=memory.inputs.snapshot if memory.inputs else None,
                 held=len(memory.departed.held),
+                held_keys=frozenset(memory.departed.held),
                 repaired=dict(memory.repaired),
                 ops=dict(memory.ops),
                 failed=failed,
@@ -364,7 +423,7 @@ class Reconciler:
         if inputs is None:
             return []
         target = self._feasible(inputs, self._departed(inputs)).target
-        return [describe(op) for op in self._plan(target.state, self._executor.observe(target.scope, APART))]
+        return [describe(op) for op in self._plan(target, self._executor.observe(target.scope, APART))]
 
 
 def _since(last: Report) -> float:

@@ -4,39 +4,56 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
 
 from flanneld_py.core.history import History
-from flanneld_py.core.pace import Backoff
+from flanneld_py.core.linger import nothing_stands
+from flanneld_py.core.pace import Backoff, probe_seconds
 from flanneld_py.core.records import CONFIG_KEY, SUBNETS_PREFIX, config_entry, fold, snapshot
 from flanneld_py.daemon.configwatch import ConfigWatch
-from flanneld_py.daemon.inbox import Inbox, RegistryState, boottime
+from flanneld_py.daemon.inbox import Inbox, Recalled, RegistryState, boottime
 from flanneld_py.daemon.leftout import LeftOut
 from flanneld_py.drivers.etcd import EtcdRegistry, WatchStream
-from flanneld_py.errors import Compacted, Refused, RegistryError, Replaced
-from flanneld_py.model import Changes, Listing, Snapshot
+from flanneld_py.drivers.etcdwatch import QUIET_SECONDS
+from flanneld_py.errors import Compacted, Refused, RegistryError, Replaced, Unreachable
+from flanneld_py.model import Changes, Entry, Listing, Record, Snapshot
 
 LONGEST_BACKOFF = 2.0
 """Seconds between attempts to reach etcd: recovery is noticed within this, and etcd is not stormed."""
 RELIST_AFTER = 600.0
 """A watch can lose events through defects of the server; a full list is the cure (seconds, ± 20 %)."""
+RELIST_FOR_EACH = 0.36
+"""Seconds for each record, once that is more: ten thousand daemons that list ten thousand records every ten
+minutes would have etcd send 35 MB a second."""
+SPREAD_FOR_EACH, MOST_SPREAD = 0.0004, 4.0
+"""Seconds for each record, and at most, over which daemons spread that must all list again."""
 DISTRUST_AT_MOST_EVERY = 30.0
 """Seconds: no contradiction between two answers of etcd, however lasting, makes us list all the time."""
 
 
 class RegistryWatch:
-    """Lists, watches, folds, and offers `snapshot` and `registry`."""
+    """Lists, watches, folds, and offers `snapshot`, `recalled` and `registry`."""
 
     def __init__(self, registry: EtcdRegistry, config: ConfigWatch, inbox: Inbox) -> None:
+        self.may_recall: Callable[[], bool] = lambda: False
+        """Whether what an earlier run knew will do, or may, until etcd answers."""
+        self.last_run: Mapping[str, Record] | None = None
+        """Records of others as an earlier run knew them, until the first listing."""
         self._registry = registry
         self._config = config
         self._inbox = inbox
         self._log = structlog.get_logger().bind(part="registry")
         self._backoff = Backoff(LONGEST_BACKOFF)
         self._lock = threading.Lock()
+        self._taking = threading.Lock()
+        """Held while what is known is replaced: at the start another thread may."""
         self._stream: WatchStream | None = None
+        self._doubt: threading.Timer | None = None
+        """Tells that a new connection brings nothing."""
         self._snapshot = Snapshot(revision=0, cluster_id=0)
         self._history = History()
         self._must_list = True
@@ -51,6 +68,7 @@ class RegistryWatch:
 
         Raises:
             Refused: at the first contact: who wrote the flags or made the certificates is there to see it.
+                Not on a host that has an earlier run's state to go by.
         """
         while not self._inbox.stopped:
             self._inbox.beat()
@@ -65,12 +83,39 @@ class RegistryWatch:
                 self._list_because = "replaced" if isinstance(error, Replaced) else "compacted"
                 self._replaced = self._replaced or isinstance(error, Replaced)
                 self._backoff.reset()  # etcd has answered: what grew while it was away counts no more
-                self._inbox.pause(self._backoff.delay(random.random()))  # noqa: S311 - jitter
+                spread = min(MOST_SPREAD, SPREAD_FOR_EACH * len(self._snapshot.records))
+                self._inbox.pause(self._backoff.delay(random.random()) + spread * random.random())  # noqa: S311 - jitter
             except RegistryError as error:
                 self._lost(error)
-                if isinstance(error, Refused) and not self._snapshot.revision and not self._inbox.stopped:
+                if isinstance(error, Refused) and self._is_fatal:
                     raise
                 self._inbox.pause(self._backoff.delay(random.random()))  # noqa: S311 - jitter
+
+    @property
+    def _is_fatal(self) -> bool:
+        """Whether a refusal is."""
+        return not (self._snapshot.revision or self.may_recall() or self._inbox.stopped)
+
+    def recall(self, known: Snapshot, config: Entry, recalled: Recalled) -> bool:
+        """Go by what an earlier run knew, unless etcd has answered; whether so. Any thread may call."""
+        with self._taking:
+            if self._snapshot.revision:
+                return False
+            self._config.take(config)
+            self._snapshot = known
+            last = self._inbox.levels.registry
+            if last.state == "connecting":
+                last = RegistryState("unreachable", self._registry.endpoint, "it has not answered yet")
+            self._log.warning(
+                "running_on_state",
+                of=recalled.of,
+                lease=recalled.own.record.key,
+                records=len(known.records),
+                registry=last.state,
+                error=last.error,
+            )
+            self._inbox.offer(snapshot=known, recalled=recalled, registry=last)
+        return True
 
     def stop(self) -> None:
         with self._lock:
@@ -83,6 +128,17 @@ class RegistryWatch:
         with self._lock:
             if self._stream is not None:
                 self._stream.cancel()
+            # The watch that would notice a silent etcd is gone, and a new one tries every endpoint first.
+            self._cease_to_doubt()
+            self._doubt = threading.Timer(QUIET_SECONDS, self._tell_silence)
+            self._doubt.daemon = True
+            with suppress(RuntimeError):  # no thread to be had
+                self._doubt.start()
+
+    def _cease_to_doubt(self) -> None:
+        doubt, self._doubt = self._doubt, None
+        if doubt is not None:
+            doubt.cancel()
 
     def distrust(self) -> None:
         """List again at once, if not just done: etcd and what we know of it disagree. Any thread may call."""
@@ -109,10 +165,17 @@ class RegistryWatch:
         """Fold events until the stream ends or a full list is due."""
         self._inbox.beat()
         known = self._snapshot
-        stream = self._registry.watch(known.revision, known.cluster_id, resumed=resumed)
+        stream = self._registry.watch(
+            known.revision,
+            known.cluster_id,
+            resumed=resumed,
+            on_silence=self._tell_silence,
+            probe_seconds=lambda: probe_seconds(len(self._snapshot.records)),
+        )
         with self._lock:
             self._stream = stream
-        relist_at = boottime() + RELIST_AFTER * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
+        after = max(RELIST_AFTER, RELIST_FOR_EACH * len(known.records))
+        relist_at = boottime() + after * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
         try:
             if resumed:
                 self._check_history(known.revision)
@@ -149,10 +212,20 @@ class RegistryWatch:
     def _take_listing(self, listing: Listing) -> None:
         self._inbox.counts.add("registry_resyncs", self._list_because)
         self._history.begin(listing)
-        self._config.take(config_entry(listing))
-        self._take_snapshot(snapshot(listing, self._snapshot, replaced=self._replaced))
+        with self._taking:
+            self._config.take(config_entry(listing))
+            fresh = snapshot(listing, self._snapshot, replaced=self._replaced, last_run=self.last_run)
+            self.last_run = None
+            if self._inbox.levels.recalled is not None and self._is_overtaken(fresh):
+                fresh = snapshot(listing, self._snapshot, replaced=True)
+            self._take_snapshot(fresh)
         self._replaced = False
         self._found()
+
+    def _is_overtaken(self, fresh: Snapshot) -> bool:
+        """Whether etcd holds nothing of what the last run knew."""
+        created = {key: record.create_revision for key, record in self._snapshot.records.items()}
+        return nothing_stands(created, fresh.records)
 
     def _take_changes(self, changes: Changes) -> None:
         self._history.extend(changes)
@@ -171,7 +244,7 @@ class RegistryWatch:
     def _take_snapshot(self, fresh: Snapshot) -> None:
         self._bad_records.tell(fresh.bad, kept=fresh.records)
         self._snapshot = fresh
-        self._inbox.offer(snapshot=fresh)
+        self._inbox.offer(snapshot=fresh, recalled=None)
         self._config.review()
 
     def _found(self) -> None:
@@ -186,11 +259,17 @@ class RegistryWatch:
             RegistryState("refused" if refused else "unreachable", self._registry.endpoint, str(error))
         )
 
+    def _tell_silence(self) -> None:
+        """The watch goes on: what is late may come, and then all is well again. A thread of gRPC's calls."""
+        endpoint = self._registry.endpoint
+        self._lost(Unreachable(f"etcd {endpoint}: it has not answered for {QUIET_SECONDS:g} s"))
+
     def _offer_state(self, fresh: RegistryState) -> None:
         """Offer and log changes only: an outage of a day is one line, not one per attempt."""
         last = self._inbox.levels.registry
         if fresh.state == "in sync":
             self._inbox.counts.synced()
+            self._cease_to_doubt()
         if fresh == last:
             return
         if fresh.state == last.state:

@@ -9,17 +9,16 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import structlog
 
 from flanneld_py import __version__
-from flanneld_py.core.hostfiles import parse_subnet_env, socket_path, status_path
-from flanneld_py.core.lastpeers import parse_peers
+from flanneld_py.core.hostfiles import socket_path, status_path
+from flanneld_py.core.registrycache import Cached
 from flanneld_py.core.rules import names_of
-from flanneld_py.core.statefile import SavedState, parse_state
 from flanneld_py.daemon.configwatch import ConfigWatch
 from flanneld_py.daemon.control import Control
 from flanneld_py.daemon.dataplane import DataPlaneWatch, take_over
@@ -34,17 +33,17 @@ from flanneld_py.daemon.heartbeats import Heartbeats
 from flanneld_py.daemon.hostwatch import HostWatch, Wanted, follow
 from flanneld_py.daemon.identity import Identity, identity_of
 from flanneld_py.daemon.inbox import Inbox, Problem, boottime
+from flanneld_py.daemon.lasttime import LastTime, last_registry, last_time, old_text
 from flanneld_py.daemon.leasefile import LeaseFile
-from flanneld_py.daemon.leaseground import LastRun
 from flanneld_py.daemon.leasekeeper import LeaseKeeper
 from flanneld_py.daemon.lock import Locks
+from flanneld_py.daemon.neighbourlimit import NeighbourLimit
 from flanneld_py.daemon.notify import Notifier, Watchdog
-from flanneld_py.daemon.oldfiles import read_regular
 from flanneld_py.daemon.options import Options
 from flanneld_py.daemon.overlap import OverlapWatch, find_overlap
-from flanneld_py.daemon.peermemory import PeerMemory
 from flanneld_py.daemon.publisher import Publisher
 from flanneld_py.daemon.reconciler import Reconciler
+from flanneld_py.daemon.registrymemory import RegistryMemory
 from flanneld_py.daemon.registrywatch import RegistryWatch
 from flanneld_py.daemon.status import Process, compose, compose_peers, what_stays
 from flanneld_py.daemon.subnetfile import SubnetFileWatch
@@ -59,7 +58,7 @@ from flanneld_py.drivers.offloads import Offloads
 from flanneld_py.drivers.packetrules import PacketRules
 from flanneld_py.drivers.rtnetlink import RtnetlinkTables
 from flanneld_py.errors import FlanneldError, HostError
-from flanneld_py.model import IPNetwork
+from flanneld_py.model import Subnets
 from flanneld_py.udp.kept import Kept
 from flanneld_py.udp.tunnel import Tunnel
 from flanneld_py.udp.tuns import Tuns
@@ -82,33 +81,6 @@ SHOW_LIFE = signal.SIGUSR2
 SIGNALS = {*STOP_SIGNALS, signal.SIGHUP, THREAD_DIED, SHOW_LIFE}
 
 
-@dataclass(frozen=True, slots=True)
-class LastTime:
-    """What the files of earlier runs tell."""
-
-    run: LastRun
-    networks: tuple[IPNetwork, ...]
-    saved: SavedState
-    mac_seed: str = ""
-    subnets: tuple[IPNetwork, ...] = ()
-    """In the old subnet.env."""
-
-
-def last_time(options: Options) -> LastTime:
-    """Read the state file and the old subnet.env; what is missing or damaged counts as empty."""
-    saved = parse_state(_old_text(options.state_file))
-    if saved is None or saved.prefix != options.etcd.prefix:
-        saved = SavedState(options.etcd.prefix, "")
-    old = parse_subnet_env(_old_text(options.subnet_file))
-    return LastTime(
-        run=LastRun.of(saved, old.subnets),
-        networks=tuple(dict.fromkeys((*saved.networks, *old.networks.values()))),
-        saved=saved,
-        subnets=old.subnets.values(),
-        mac_seed=saved.mac_seed,
-    )
-
-
 def settings_of(options: Options, last: LastTime, tools: Tools) -> Settings:
     """What the reconciler is told once and for all."""
     prefix = options.etcd.prefix
@@ -120,7 +92,6 @@ def settings_of(options: Options, last: LastTime, tools: Tools) -> Settings:
         tools=tools,
         known_networks=last.networks,
         wipe_grace=options.wipe_grace,
-        last_peers=parse_peers(_old_text(options.peers_file), prefix),
     )
 
 
@@ -137,14 +108,6 @@ def wanted_of(options: Options, last: LastTime, identity: Identity) -> Wanted:
         endpoints=options.etcd.endpoints,
         before=Before(bool(last.subnets), last.run.mac),
     )
-
-
-def _old_text(path: Path) -> str:
-    try:
-        return read_regular(path) or ""
-    except OSError as error:
-        structlog.get_logger().warning("file_ignored", part="main", path=str(path), error=error.strerror)
-        return ""
 
 
 def require_net_admin() -> None:
@@ -200,6 +163,7 @@ class Daemon:
     def _make_parts(self, options: Options, prefix: str) -> None:
         last = last_time(options)
         identity = identity_of(options.node_id, options.state_dir, last.mac_seed)
+        cached = last_registry(options, identity.node_id)
         self._heartbeats = Heartbeats()
         self._inbox = Inbox(self._heartbeats)
         self._notifier = Notifier()
@@ -223,6 +187,7 @@ class Daemon:
             settings,
             self._inbox,
             self._follow,
+            cached.last_peers if cached else None,
         )
         wanted = wanted_of(options, last, identity)
         self._configwatch = ConfigWatch(prefix, self._inbox, self._registry.config_lines)
@@ -238,6 +203,7 @@ class Daemon:
             SubnetFileWatch(options.subnet_file, self._inbox).look,
             OverlapWatch(self._inbox, last.networks).look,
             ForwardingWatch(self._inbox).look,
+            NeighbourLimit(self._inbox).look,
         )
         self._inbox.offer(inherited=last.subnets)
         self._servers = http_servers(options, self._inbox, self._process, self._look)
@@ -246,7 +212,7 @@ class Daemon:
         saved = replace(last.saved, node_id=last.saved.node_id or identity.node_id)
         self._leasefile = LeaseFile(options.state_file, saved, last.networks, lambda: self._is_clean(last))
         self._leasekeeper = self._make_leasekeeper(options, identity, last)
-        self._peermemory = PeerMemory(self._inbox, prefix, options.peers_file)
+        self._memory = self._make_memory(options, cached, last.saved.subnets)
         self._publisher = self._make_publisher(options)
         self._control = self._make_control(options)
         self._failed = False
@@ -267,6 +233,21 @@ class Daemon:
             self._inbox.alarm(level, self._filterwatch.interrupt)
         self._inbox.alarm("host", self._configwatch.review)
 
+    def _make_memory(self, options: Options, cached: Cached | None, leased: Subnets) -> RegistryMemory:
+        """What stands in the place of etcd at a start without it."""
+        watch, config = self._registrywatch, self._configwatch
+        memory = RegistryMemory(
+            self._inbox,
+            options.registry_file,
+            cached,
+            watch.recall,
+            lambda: config.in_force()["in_force"],
+            leased,
+        )
+        watch.may_recall = lambda: memory.may_recall
+        watch.last_run = cached.others if cached else None
+        return memory
+
     def _make_publisher(self, options: Options) -> Publisher:
         status_file = Path(status_path(str(options.subnet_file)))
         return Publisher(self._inbox, self._process, status_file, self._notifier, self._look)
@@ -275,13 +256,14 @@ class Daemon:
         """At what no event tells of."""
         for look in self._looks:
             look()
+        self._leasefile.write_owed()
 
     def _make_tunnel(self, options: Options, tuns: Tuns, links: KernelLinks) -> Tunnel:
         """It forwards at once where an earlier process left something to forward with."""
         tunnel = Tunnel(options.etcd.prefix, tuns, FdStore())
         self._dataplane = DataPlaneWatch(self._inbox, tunnel.look, options.tunnel_file)
         tunnel.changed = self._dataplane.remember
-        take_over(tunnel, self._kept, lambda: _old_text(options.tunnel_file), links.marked)
+        take_over(tunnel, self._kept, lambda: old_text(options.tunnel_file), links.marked)
         return tunnel
 
     def _follow(self, target: Target) -> None:
@@ -341,7 +323,7 @@ class Daemon:
             self._thread("reconciler", self._reconciler.run),
             self._thread("data-plane", self._dataplane.run),
             self._thread("publisher", self._publisher.run),
-            self._thread("peer-memory", self._peermemory.run),
+            self._thread("registry-memory", self._memory.run),
             self._thread("control", self._control.run),
         ]
         self._threads += [self._thread(name, server.run) for name, server in self._servers.items()]

@@ -89,6 +89,7 @@ def compose(
             "endpoint": levels.registry.endpoint,
             "error": levels.registry.error,
             "since": levels.registry.since,
+            "running_on_state_of": levels.recalled.of if levels.recalled else None,
             "revision": levels.snapshot.revision if levels.snapshot else None,
         },
         "peers": {"count": len(report.peers.accepted), "held": report.held, **_bad(levels)},
@@ -180,7 +181,10 @@ def find_problems(levels: Levels) -> Iterator[Problem]:
             if registry.state == "unreachable"
             else "correct the credentials or certificates given by --etcd-* (FLANNELD_ETCD_*)"
         )
-        yield Problem(f"registry-{registry.state}", registry.error or "no answer", fix, registry.since)
+        reason = registry.error or "no answer"
+        if levels.recalled is not None:
+            reason = f"running on state of {levels.recalled.of}: {reason}"
+        yield Problem(f"registry-{registry.state}", reason, fix, registry.since)
     for problem in (
         levels.overlap_problem,
         levels.config_problem,
@@ -190,6 +194,7 @@ def find_problems(levels: Levels) -> Iterator[Problem]:
         levels.checksum_problem,
         levels.filter_problem,
         levels.data_plane_problem,
+        levels.memory_problem,
         levels.loss_problem,
         levels.fallback_problem,
         _lease_problem(levels),

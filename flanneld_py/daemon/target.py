@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -43,8 +43,6 @@ class Settings:
     """Networks of earlier runs: what lies inside them may be ours."""
     wipe_grace: float = WIPE_GRACE
     """Seconds that peers stay when many left the registry at once; 0: not longer than one alone."""
-    last_peers: Snapshot | None = None
-    """Those of the last run, as it left them."""
 
 
 class Inputs(NamedTuple):
@@ -56,6 +54,17 @@ class Inputs(NamedTuple):
     snapshot: Snapshot
     accept_in: tuple[ChainKey, ...] = ()
     """Of the chains that are to accept the overlay's traffic those that are there."""
+
+
+class Difference(NamedTuple):
+    """What sets the state of a target apart from that of the one before it, which had the same devices."""
+
+    since: State
+    """That of the one before."""
+    want: State
+    """The same but for tables with rows of peers: these have only the rows that are new or other ones."""
+    have: State
+    """… and these only what was in their place, and the rows that are not wanted any more."""
 
 
 class Target(NamedTuple):
@@ -70,10 +79,10 @@ class Target(NamedTuple):
     networks: tuple[IPNetwork, ...] = ()
     """Those of this run, in which rows may be made or have been."""
 
-    @property
-    def devices(self) -> frozenset[str]:
-        """The devices that our rows hang on: our own, and host-gw's external interface."""
-        return frozenset((*self.state.links, *(route.nexthop.dev for route in self.state.routes.values())))
+    devices: frozenset[str] = frozenset()
+    """The devices that our rows hang on: our own, and host-gw's external interface."""
+    differs: Difference | None = None
+    """None: not known, from any other target."""
 
 
 def inputs_of(levels: Levels, last: Inputs | None = None) -> Inputs | None:
@@ -112,23 +121,27 @@ class Feasible(NamedTuple):
 
 
 def feasible_target(
-    inputs: Inputs, last: Inputs | None, departed: Collection[Record], settings: Settings
+    inputs: Inputs,
+    last: Inputs | None,
+    departed: Collection[Record],
+    settings: Settings,
+    make: Callable[[Inputs, Collection[Record], Settings], Target],
 ) -> Feasible:
     """The desired state for these inputs, or else for the config and the host that `last` had, which worked.
 
-    Peers and their departures are followed all the same.
+    Peers and their departures are followed all the same. `make` is `target_of`, or does as it does.
 
     Raises:
         ConfigError, HostError: nothing has worked yet.
     """
     try:
-        return Feasible(target_of(inputs, departed, settings), inputs)
+        return Feasible(make(inputs, departed, settings), inputs)
     except (ConfigError, HostError) as error:
         if last is None:
             raise
         own = inputs.own if is_compatible(inputs.own.record, last.network.config) else last.own
         worked = inputs._replace(network=last.network, host=last.host, own=own)
-        return Feasible(target_of(worked, departed, settings), worked, error)
+        return Feasible(make(worked, departed, settings), worked, error)
 
 
 def target_of(inputs: Inputs, departed: Collection[Record], settings: Settings) -> Target:
@@ -137,27 +150,46 @@ def target_of(inputs: Inputs, departed: Collection[Record], settings: Settings) 
     Raises:
         ConfigError, HostError: the backend cannot work on this host as configured.
     """
-    network, host, own, snapshot, _ = inputs
-    backend, record = network.backend, own.record
-    backend_type = backend.published(host, record).backend_type
-    peers = admit(snapshot, record, network.config, host, backend_type, departed)
-    mtu = backend.mtu(host)
-    text = subnet_env(network.config, record, mtu, ipmasq=settings.wish.masquerade)
-    state = desired(
-        backend.desired,
-        record,
-        peers.accepted,
-        host,
-        (settings.subnet_file, text),
-        blackhole=settings.blackhole,
+    network, host, record = inputs.network, inputs.host, inputs.own.record
+    backend_type = network.backend.published(host, record).backend_type
+    return target_for(
+        inputs, settings, admit(inputs.snapshot, record, network.config, host, backend_type, departed)
     )
+
+
+def target_for(inputs: Inputs, settings: Settings, peers: Peers) -> Target:
+    """The target once it is decided who is a peer. Raises as `target_of` does."""
+    network = inputs.network
+    state = desired_state(inputs, settings, peers.accepted)
     tool = settings.tools.choose(nftables=network.config.nftables)
     if tool is not None or settings.wish.masquerade:
         # Without any tool, writing the rules of nft says which one is missing.
         state = replace(state, rules=_rules(inputs, settings, tool or "nft"))
     networks = (*network.config.networks, *network.former)
-    scope = _scope(inputs, settings, state, (*networks, *settings.known_networks))
-    return Target(state, peers, mtu, scope, tool if state.rules else None, networks)
+    return Target(
+        state,
+        peers,
+        network.backend.mtu(inputs.host),
+        scope_of(inputs, settings, state, (*networks, *settings.known_networks)),
+        tool if state.rules else None,
+        networks,
+        frozenset((*state.links, *(route.nexthop.dev for route in state.routes.values()))),
+    )
+
+
+def desired_state(inputs: Inputs, settings: Settings, peers: Sequence[Record]) -> State:
+    """All rows but the packet filter's. Raises as `target_of` does."""
+    network, host, record = inputs.network, inputs.host, inputs.own.record
+    backend = network.backend
+    text = subnet_env(network.config, record, backend.mtu(host), ipmasq=settings.wish.masquerade)
+    return desired(
+        backend.desired,
+        record,
+        peers,
+        host,
+        (settings.subnet_file, text),
+        blackhole=settings.blackhole,
+    )
 
 
 def _rules(inputs: Inputs, settings: Settings, tool: Tool) -> dict[ChainKey, Chain]:
@@ -165,20 +197,48 @@ def _rules(inputs: Inputs, settings: Settings, tool: Tool) -> dict[ChainKey, Cha
     return desired_rules(networks, own, settings.wish, names_of(settings.prefix), tool, inputs.accept_in)
 
 
-def _scope(inputs: Inputs, settings: Settings, state: State, networks: Iterable[IPNetwork]) -> Scope:
-    adoptable: dict[IPNetwork, frozenset[IPAddress]] = {}
-    for record in inputs.snapshot.records.values():
-        for family, subnet in record.subnets.items():
-            public = record.public_ips.get(family)
-            gateways = (ip for ip in (subnet.network_address, public) if ip is not None)
-            # Two records may share the subnet of one family.
-            adoptable[subnet] = adoptable.get(subnet, frozenset()) | frozenset(gateways)
-    for destination in state.routes:
-        adoptable.setdefault(destination, frozenset())  # such as the whole Network
+class _Adoptable(Mapping[IPNetwork, frozenset[IPAddress]]):
+    """Subnet of a known record → the gateways to it; put together when somebody looks.
+
+    Most of the time nobody does: only for a route in our Networks that Go flannel or people have set.
+    """
+
+    def __init__(self, snapshot: Snapshot, state: State) -> None:
+        self._snapshot = snapshot
+        self._routes = state.routes
+        self._made: dict[IPNetwork, frozenset[IPAddress]] | None = None
+
+    def _rows(self) -> dict[IPNetwork, frozenset[IPAddress]]:
+        if self._made is not None:
+            return self._made
+        made: dict[IPNetwork, frozenset[IPAddress]] = {}
+        for record in self._snapshot.records.values():
+            for family, subnet in record.subnets.items():
+                public = record.public_ips.get(family)
+                gateways = (ip for ip in (subnet.network_address, public) if ip is not None)
+                # Two records may share the subnet of one family.
+                made[subnet] = made.get(subnet, frozenset()) | frozenset(gateways)
+        for destination in self._routes:
+            made.setdefault(destination, frozenset())  # such as the whole Network
+        self._made = made
+        return made
+
+    def __getitem__(self, key: IPNetwork) -> frozenset[IPAddress]:
+        return self._rows()[key]
+
+    def __iter__(self) -> Iterator[IPNetwork]:
+        return iter(self._rows())
+
+    def __len__(self) -> int:
+        return len(self._rows())
+
+
+def scope_of(inputs: Inputs, settings: Settings, state: State, networks: Iterable[IPNetwork]) -> Scope:
+    """What the drivers may take for ours."""
     return Scope(
         prefix=settings.prefix,
         networks=tuple(dict.fromkeys(networks)),
-        adoptable=adoptable,
+        adoptable=_Adoptable(inputs.snapshot, state),
         sysctls=frozenset(state.sysctls),
         offloads=frozenset(state.offloads),
         files=frozenset(state.files),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from flanneld_py.core.ownership import route_mark
 from flanneld_py.drivers import rtmessages as rt
 from flanneld_py.drivers.links import read_main_routes
-from flanneld_py.drivers.netlink import Failure, NetlinkSocket
+from flanneld_py.drivers.netlink import Failure, NetlinkSocket, understanding
 from flanneld_py.model import FAMILIES, ROUTE_PROTOCOL, Op, Outcome, Scope, State, Table
 
 
@@ -33,6 +33,7 @@ class Blackholes:
     def close(self) -> None:
         self._socket.close()
 
+    @understanding("blackhole routes")
     def observe(self, scope: Scope) -> State:
         inside = rt.Inside(scope.networks)
         found = (

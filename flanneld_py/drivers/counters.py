@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from flanneld_py.errors import KernelError
 
 PROC_NET = Path("/proc/self/net")
 """Of the thread's own network namespace."""
+_UDP6_CHECKSUM_ERRORS = re.compile(r"^Udp6InCsumErrors\s+(\d+)$", re.MULTILINE)
 
 
 def read_udp_checksum_errors() -> int:
@@ -31,10 +33,10 @@ def read_udp_checksum_errors() -> int:
 
 def _udp6_checksum_errors() -> int:
     try:
-        lines = (PROC_NET / "snmp6").read_text(encoding="ascii").splitlines()
+        found = _UDP6_CHECKSUM_ERRORS.search((PROC_NET / "snmp6").read_text(encoding="ascii"))
     except FileNotFoundError:
         return 0  # a kernel without IPv6
-    return sum(int(value) for name, value in (line.split() for line in lines) if name == "Udp6InCsumErrors")
+    return int(found[1]) if found else 0
 
 
 class Traffic(NamedTuple):

@@ -21,6 +21,7 @@ from flanneld_py.drivers import etcdrpc  # silences gRPC, so it comes before grp
 # isort: split
 
 import grpc
+from grpc import _common
 
 from flanneld_py.drivers import etcdtxn
 from flanneld_py.drivers.etcdanswers import (
@@ -54,6 +55,8 @@ LIST_SECONDS = 10.0
 TOTAL_SECONDS = 15.0
 """After this no further endpoint is tried for the same call."""
 PAGE_KEYS = 20_000
+# gRPC wakes each waiting thread ten times a second, so that signals are seen. Only our main thread sees any.
+_common.MAXIMUM_WAIT_TIMEOUT = 10.0
 
 _LEADER_ONLY = ("hasleader", "true")
 """Metadata by which an etcd member that has lost the leader refuses at once, and ends watches."""
@@ -149,13 +152,23 @@ class EtcdRegistry:
         reply = self._call(lambda client: client.kvstub.Range, request, LIST_SECONDS)
         return Fingerprint(reply.count, reply.kvs[0].mod_revision if reply.kvs else 0)
 
-    def watch(self, revision: int, cluster_id: int, *, resumed: bool = False) -> WatchStream:
+    def watch(
+        self,
+        revision: int,
+        cluster_id: int,
+        *,
+        resumed: bool = False,
+        on_silence: Callable[[], None] = lambda: None,
+        probe_seconds: Callable[[], float] | None = None,
+    ) -> WatchStream:
         """Follow all keys from just after a revision.
 
         Args:
             revision: where a listing or, when `resumed`, an earlier watch ended.
             cluster_id: of the etcd that gave it.
             resumed: time may have gone by since, in which etcd may have compacted.
+            on_silence: called, by another thread, when etcd has not answered for some seconds, and may yet.
+            probe_seconds: how often to ask for a sign of life; by default every minute.
 
         Raises:
             Compacted: list again: the revision is gone (this may also show in the first iteration only), or
@@ -174,6 +187,8 @@ class EtcdRegistry:
                 on_end=link.leave,
                 on_failure=lambda: self._give_up(link),
                 is_outdated=link.is_outdated,
+                on_silence=on_silence,
+                probe_seconds=probe_seconds,
             )
             stream.await_created(cluster_id)
             return stream

@@ -25,9 +25,13 @@ from flanneld_py.model import Change, Changes
 CREATE_SECONDS = 3.0
 """Until etcd has confirmed the watch."""
 PROBE_SECONDS = 60.0
-"""A watch is asked for its progress this often, give or take a tenth …"""
-ANSWER_SECONDS = 10.0
-"""… and is dead when nothing at all has come within this."""
+"""A watch is asked for its progress this often, give or take a tenth, or as its user says …"""
+QUIET_SECONDS = 2.0
+"""… it is told when nothing at all has come within this …"""
+ANSWER_SECONDS = 5.0
+"""… and the watch is dead after this. Not sooner: etcd may be slow, and connecting anew makes it slower."""
+OVERRUN_SECONDS = 1.0
+"""Whose own waiting took so much longer was stopped or starved, and cannot judge others."""
 LOOK_SECONDS = 5.0
 """A watch looks this often whether its connection is still made as it should be."""
 
@@ -54,10 +58,13 @@ class WatchStream(Iterator[Changes]):
         on_end: Callable[[], None],
         on_failure: Callable[[], None],
         is_outdated: Callable[[], bool],
+        on_silence: Callable[[], None],
+        probe_seconds: Callable[[], float] | None,
     ) -> None:
         """Send the request. `on_end` is called once; `on_failure` before it when the endpoint is to blame.
 
-        The iteration ends when `is_outdated` says that a new connection would be another.
+        The iteration ends when `is_outdated` says that a new connection would be another. `on_silence` is
+        called, by a thread of gRPC's, when etcd has not answered for QUIET_SECONDS.
         """
         self._endpoint = endpoint
         self._root = root
@@ -69,6 +76,9 @@ class WatchStream(Iterator[Changes]):
         self._on_end = on_end
         self._on_failure = on_failure
         self._is_outdated = is_outdated
+        self._on_silence = on_silence
+        usual_seconds = PROBE_SECONDS
+        self._probe_seconds = probe_seconds or (lambda: usual_seconds)
         self._ending = threading.Lock()
         self._watch_id = 0
         self._cancelled = False
@@ -124,7 +134,9 @@ class WatchStream(Iterator[Changes]):
 
     def _requests(self) -> Iterator[Any]:
         """What we say on the stream. Run by a thread of gRPC's, it also listens for silence from there."""
-        answer_seconds, later_answer_seconds, probe_seconds = CREATE_SECONDS, ANSWER_SECONDS, PROBE_SECONDS
+        # While a watch is created somebody waits for it, and is told at the end.
+        quiet_seconds, answer_seconds = CREATE_SECONDS, CREATE_SECONDS
+        later_quiet_seconds, later_answer_seconds = min(QUIET_SECONDS, ANSWER_SECONDS), ANSWER_SECONDS
         create = etcdrpc.WatchCreateRequest(
             key=self._root,
             range_end=range_end(self._root),
@@ -136,19 +148,28 @@ class WatchStream(Iterator[Changes]):
         while True:
             asked = time.monotonic()
             yield request
-            if self._over.wait(answer_seconds):
+            if self._over.wait(quiet_seconds):
                 return
-            # Silence counts only while somebody listens; unread messages wait in gRPC.
-            waiting_since = self._waiting_since
-            if waiting_since is not None and waiting_since <= asked:
-                self._silent = True
-                self._call.cancel()
-                return
-            pause = probe_seconds * random.uniform(0.9, 1.1) - answer_seconds  # noqa: S311 - only spreads load
-            if self._pause(pause):
+            if self._is_unanswered(asked):
+                overran = time.monotonic() - asked > quiet_seconds + OVERRUN_SECONDS
+                if quiet_seconds < answer_seconds and not overran:
+                    self._on_silence()
+                if self._over.wait(answer_seconds - quiet_seconds):
+                    return
+                if self._is_unanswered(asked):
+                    self._silent = True
+                    self._call.cancel()
+                    return
+            pause = self._probe_seconds() * random.uniform(0.9, 1.1)  # noqa: S311 - only spreads load
+            if self._pause(pause - (time.monotonic() - asked)):
                 return
             request = etcdrpc.WatchRequest(progress_request=etcdrpc.WatchProgressRequest())
-            answer_seconds = later_answer_seconds
+            quiet_seconds, answer_seconds = later_quiet_seconds, later_answer_seconds
+
+    def _is_unanswered(self, asked: float) -> bool:
+        """Silence counts only while somebody listens; unread messages wait in gRPC."""
+        waiting_since = self._waiting_since
+        return waiting_since is not None and waiting_since <= asked
 
     def _pause(self, seconds: float) -> bool:
         """Whether the watch has come to its end meanwhile."""

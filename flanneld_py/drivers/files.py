@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,6 +13,8 @@ from pathlib import Path
 from flanneld_py.model import Op, Outcome, Scope, State, Table
 
 PROC_SYS = Path("/proc/sys")
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}")
+"""What is written before it takes the name of a file; a process that is killed may leave one."""
 
 
 class HostFiles:
@@ -111,6 +114,14 @@ def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
             temporary.unlink(missing_ok=True)
             raise
     _sync_folder(path.parent)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what `write_atomically` leaves beside a file when it is killed. Nobody else may write it now."""
+    with suppress(OSError):
+        for one in path.parent.iterdir():
+            if (match := TEMPORARY.fullmatch(one.name)) and match["name"] == path.name:
+                one.unlink()
 
 
 def _make_parents(folder: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from flanneld_py.drivers import rtmessages as rt
 from flanneld_py.drivers.links import device_name, number
-from flanneld_py.drivers.netlink import Failure, NetlinkSocket, attribute, attributes
+from flanneld_py.drivers.netlink import Failure, NetlinkSocket, attribute, attributes, understanding
 from flanneld_py.model import ROUTE_PROTOCOL, Family, IPAddress, IPNetwork, Way
 
 RTA_PREFSRC, RTA_VIA = 7, 18
@@ -29,6 +29,7 @@ class MainRoutes:
     """Device → what is reached through it without a gateway."""
 
 
+@understanding("routes")
 def read_main(netlink: NetlinkSocket, family: Family, names: dict[int, str]) -> MainRoutes:
     """Read the table; `names`: index → name of the devices there are."""
     main = MainRoutes()
@@ -50,13 +51,14 @@ def read_main(netlink: NetlinkSocket, family: Family, names: dict[int, str]) -> 
     return main
 
 
+@understanding("a route")
 def look_up(netlink: NetlinkSocket, destination: IPAddress) -> Way | None:
     """How packets to an address would leave this host; None: not at all.
 
     An address of this host itself is reached by the loopback interface.
 
     Raises:
-        KernelError: the kernel did not answer.
+        KernelError: the kernel did not answer, or not so that it makes sense.
     """
     body = rt.RTMSG.pack(rt.AF[_family(destination)], destination.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
     answer = netlink.ask(rt.RTM_GETROUTE, body + attribute(rt.RTA_DST, destination.packed))

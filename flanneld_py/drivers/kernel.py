@@ -1,8 +1,4 @@
-"""Links and addresses: the driver of our devices, and the facts about all links of this host.
-
-pyroute2 puts the few messages that change something into bytes; it is imported with the first of them, as it
-costs 100 ms and 25 MB, and a restart with nothing changed writes nothing. Our own socket carries them.
-"""
+"""Links and addresses: the driver of our devices, and the facts about all links of this host."""
 
 from __future__ import annotations
 
@@ -13,13 +9,14 @@ import socket
 from collections.abc import Collection, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from flanneld_py.core.ownership import TUN_NAME
 from flanneld_py.core.plan import exclude_each_other, must_recreate
 from flanneld_py.datapath import TunLink
 from flanneld_py.drivers import rtmessages as rt
 from flanneld_py.drivers.hostroutes import look_up, read_main
+from flanneld_py.drivers.linkmessages import Request, encode
 from flanneld_py.drivers.links import (
     KINDS,
     Device,
@@ -29,7 +26,7 @@ from flanneld_py.drivers.links import (
     read_overlay_devices,
 )
 from flanneld_py.drivers.linkvalues import changes, link_of, local_key, vxlan_of
-from flanneld_py.drivers.netlink import HEADER, NLM_F_ACK, Failure, NetlinkSocket
+from flanneld_py.drivers.netlink import Failure, NetlinkSocket, understanding
 from flanneld_py.drivers.tunmaker import TunMaker, refused_tun
 from flanneld_py.errors import Unsupported
 from flanneld_py.model import (
@@ -58,14 +55,6 @@ TEMPORARY_NAME = "flannel-"
 GO_FLANNEL_NAME = re.compile(r"flannel(-v6)?\.\d+")
 FIRST_INDEX = 1 << 24
 """Above the interface indexes that the kernel gives out by itself, counting up from 1."""
-
-
-class Request(NamedTuple):
-    """One call of pyroute2's batch compiler."""
-
-    what: Literal["link", "addr"]
-    verb: Literal["add", "set", "del"]
-    arguments: dict[str, Any]
 
 
 def read_host(asked: Collection[IPAddress] = ()) -> HostFacts:
@@ -143,6 +132,7 @@ class KernelLinks:
 
     # --- read -------------------------------------------------------------------------------------
 
+    @understanding("links and addresses")
     def observe(self, scope: Scope) -> State:
         devices = read_overlay_devices(self._netlink)
         addresses = read_addresses(self._netlink)
@@ -369,18 +359,7 @@ class KernelLinks:
         """Send requests in one datagram; what became of each."""
         if not requests:
             return []
-        from pyroute2 import IPBatch  # noqa: PLC0415 -- dear, and most restarts change nothing
-
-        batch = IPBatch()
-        try:
-            encoded = []
-            for request in requests:
-                batch.reset()
-                getattr(batch, request.what)(request.verb, **request.arguments)
-                encoded.append(_without_ack(bytes(batch.batch)))
-        finally:
-            batch.close()
-        return self._netlink.transact(encoded)
+        return self._netlink.transact([encode(request) for request in requests])
 
 
 def _not_ours(device: Device) -> str:
@@ -398,11 +377,6 @@ def _keeps_away(device: Device, want: Link) -> bool:
     return (
         isinstance(want, VxlanLink) and exclude_each_other(have, want) and (have.gbp == want.gbp or have.up)
     )
-
-
-def _without_ack(request: bytes) -> bytes:
-    length, kind, flags, _, _ = HEADER.unpack_from(request)
-    return HEADER.pack(length, kind, flags & ~NLM_F_ACK, 0, 0) + request[HEADER.size :]
 
 
 def _explain(refused: Failure, want: Link, what: str = "") -> str:

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from flanneld_py.core.ownership import FIRST_MARK_BIT, link_alias
 from flanneld_py.drivers import rtmessages as rt
-from flanneld_py.drivers.netlink import U32, NetlinkSocket, attributes
+from flanneld_py.drivers.netlink import U32, NetlinkSocket, attributes, understanding
 from flanneld_py.model import NEXTHOP_PROTOCOL, AddressFacts, Family, IPNetwork, NextHop
 
 IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
@@ -103,6 +103,7 @@ def read_overlay_devices(netlink: NetlinkSocket) -> list[Device]:
     return [device for request in rt.LINKS_OF_KIND.values() for device in read_devices(netlink, request)]
 
 
+@understanding("links")
 def read_devices(netlink: NetlinkSocket, request: bytes = rt.ALL_LINKS) -> list[Device]:
     """All links, or those that a dump request's body selects."""
     rows = netlink.dump("links", rt.RTM_GETLINK, request)
@@ -144,7 +145,7 @@ def device_name(index: int) -> str:
     """The name of a device as `read_devices` writes it; empty if there is none in this namespace."""
     try:
         return text(os.fsencode(socket.if_indextoname(index)))
-    except OSError:
+    except (OSError, OverflowError):  # the latter for a negative number
         return ""
 
 
@@ -195,6 +196,7 @@ def is_marked(alias: str) -> bool:
     return alias.startswith(link_alias(""))
 
 
+@understanding("addresses")
 def read_addresses(netlink: NetlinkSocket) -> dict[int, list[AddressFacts]]:
     """Index of the link → its addresses of both families."""
     addresses: dict[int, list[AddressFacts]] = defaultdict(list)

@@ -7,13 +7,15 @@ concern us (ordinary ARP, our own writes, routes of others) is dropped where it 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from flanneld_py.core.ownership import link_alias, nexthop_ids
 from flanneld_py.drivers import rtmessages as rt
 from flanneld_py.drivers.links import device_name, number, text
-from flanneld_py.drivers.netlink import NLM_F_REPLACE, attributes, messages, open_socket
+from flanneld_py.drivers.netlink import NLM_F_REPLACE, UNREADABLE, attributes, messages, open_socket
+from flanneld_py.drivers.ownwrites import drop_own
 from flanneld_py.drivers.subscription import Subscription
 from flanneld_py.model import ROUTE_PROTOCOL, IPAddress, Scope, State, VxlanLink
 
@@ -80,10 +82,14 @@ class Followed:
     names: frozenset[str] = frozenset()
     alias: str | None = None
     """Of our devices."""
-    underlying: frozenset[str] = frozenset()
-    """Devices that carry our packets and are not ours."""
     inside: rt.Inside = field(default_factory=lambda: rt.Inside(()))
     nexthop_ids: range = range(0)
+
+    def carries_ours(self, dev: str) -> bool:
+        """Whether a device that is not ours carries our packets. Asked for seldom, so looked up then."""
+        below = (link.dev for link in self.want.links.values() if isinstance(link, VxlanLink))
+        direct = (route.nexthop.dev for route in self.want.routes.values())
+        return bool(dev) and dev not in self.names and (dev in below or dev in direct)
 
 
 class Monitor(Subscription[Heard]):
@@ -102,7 +108,10 @@ class Monitor(Subscription[Heard]):
         self.ignore_ports = frozenset(ignore_ports)
         self._followed = Followed()
         self._asked: frozenset[bytes] = frozenset()
-        super().__init__(open_socket(), GROUPS.values())
+        sock = open_socket()
+        with suppress(OSError):  # only spares us to read them
+            drop_own(sock, self.ignore_ports)
+        super().__init__(sock, GROUPS.values())
         self._names: dict[int, str] = {}
         self._links: dict[int, tuple[object, ...]] = {}
         self._deleted: set[tuple[int, bytes]] = set()
@@ -127,11 +136,7 @@ class Monitor(Subscription[Heard]):
         """
         inside, ids = rt.Inside(scope.networks), nexthop_ids(scope.prefix)
         names = frozenset(want.links)
-        below = {link.dev for link in want.links.values() if isinstance(link, VxlanLink)}
-        below |= {route.nexthop.dev for route in want.routes.values()}
-        self._followed = Followed(
-            want, names, link_alias(scope.prefix), frozenset(below - names), inside, ids
-        )
+        self._followed = Followed(want, names, link_alias(scope.prefix), inside, ids)
 
     def ask(self, addresses: Iterable[IPAddress]) -> None:
         """Say to which addresses the way matters: a route that leads there is news of the host."""
@@ -146,13 +151,17 @@ class Monitor(Subscription[Heard]):
                 self._deleted.clear()
                 self._names.clear()
                 self._links.clear()
-                continue
-            for kind, flags, _, port, start, end in messages(datagram):
-                heard = Notification(kind, flags, datagram, start, end)
-                if port in ignored:
-                    self._own_write(heard)
-                elif (listen := self._listeners.get(kind)) is not None:
-                    listen(pending, followed, heard)
+            if pending.overflow or datagram is None:
+                continue  # everything will be looked at, whatever the rest is about
+            try:
+                for kind, flags, _, port, start, end in messages(datagram):
+                    heard = Notification(kind, flags, datagram, start, end)
+                    if port in ignored:
+                        self._own_write(heard)
+                    elif (listen := self._listeners.get(kind)) is not None:
+                        listen(pending, followed, heard)
+            except UNREADABLE:
+                pending.overflow = True  # it was about something, and does not say what
         folded = Heard(pending.overflow, frozenset(pending.links), pending.ours, pending.host)
         return folded if folded != NOTHING else None
 
@@ -221,7 +230,7 @@ class Monitor(Subscription[Heard]):
         if length == 0 or (pending.host and pending.ours):
             return
         found = attributes(heard.datagram, heard.start + rt.RTMSG.size, heard.end)
-        if rt.RTA_GATEWAY not in found and self._name(number(found.get(rt.RTA_OIF))) in followed.underlying:
+        if rt.RTA_GATEWAY not in found and followed.carries_ours(self._name(number(found.get(rt.RTA_OIF)))):
             pending.host = True  # what can be reached there without a gateway
         if not pending.ours:
             base = found.get(rt.RTA_DST, b"")

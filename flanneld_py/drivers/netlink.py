@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, TypeAlias
 
 from flanneld_py.errors import KernelError
@@ -34,6 +35,7 @@ NLM_F_CREATE = 0x400
 NLMSG_ERROR = 2
 NLMSG_DONE = 3
 NLMSGERR_ATTR_MSG = 1
+MAX_ERRNO = 4095  # linux/err.h
 NLA_F_NESTED = 0x8000
 NLA_TYPE_MASK = 0x3FFF  # without the flags NLA_F_NESTED and NLA_F_NET_BYTEORDER
 
@@ -47,8 +49,9 @@ U16 = struct.Struct("=H")
 FLAGS_OFFSET = 6
 SEQUENCE_OFFSET = 8
 
-RECEIVE_BUFFER = 8 << 20
-"""Room for the errors of a whole chunk, and for the notifications of some ten thousand changes."""
+RECEIVE_BUFFER = 32 << 20
+"""Room for the errors of a whole chunk, and for notifications of some forty thousand changes by others, of
+which each takes three quarters of a kilobyte. It is a limit: nothing is reserved."""
 CHUNK = 500
 """Messages per send: larger ones gain nothing and need more of the send buffer (212,992 by default)."""
 ANSWER_TIMEOUT = struct.pack("@ll", 10, 0)  # struct timeval
@@ -63,6 +66,23 @@ Row: TypeAlias = tuple[bytes, int, int]
 
 class ProtocolMissing(KernelError):
     """The kernel has no netlink of this kind."""
+
+
+UNREADABLE = (struct.error, ValueError, LookupError, OverflowError)
+"""What comes of taking apart a message that is not as documented: too short, a part missing, odd sizes."""
+
+
+@contextmanager
+def understanding(what: str) -> Iterator[None]:
+    """Around the reading of the kernel's answers; also a decorator.
+
+    Raises:
+        KernelError: one of them makes no sense; nothing may be concluded from any.
+    """
+    try:
+        yield
+    except UNREADABLE as error:
+        raise KernelError(f"cannot understand {what} that the kernel shows: {error}") from error
 
 
 class Failure(NamedTuple):
@@ -127,12 +147,13 @@ def error_of(datagram: bytes, flags: int, start: int, end: int) -> Failure | Non
     if end - start >= 20:  # NLMSG_ERROR repeats the header of the refused message, or all of it
         (length,) = U32.unpack_from(datagram, offset)
         offset += 16 if flags & NLM_F_CAPPED else length + 3 & ~3
-    text = attributes(datagram, offset, end).get(NLMSGERR_ATTR_MSG, b"")
-    return failure(-code, text.rstrip(b"\0").decode(errors="replace"))
+    said = attributes(datagram, offset, end).get(NLMSGERR_ATTR_MSG, b"")
+    text = said.rstrip(b"\0").decode(errors="replace")
+    return failure(min(-code, MAX_ERRNO), text if text.isprintable() else "")
 
 
 def open_socket(protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
-    """A bound netlink socket with a receive buffer of 8 MiB.
+    """A bound netlink socket with a large receive buffer.
 
     Raises:
         ProtocolMissing: the kernel was built without.

@@ -215,6 +215,7 @@ class _Machine:
             self.sets |= {"saddr", "daddr"}  # it writes into the packet
             return
         base, offset, size = (nf.number(found, kind) for kind in (2, 3, 4))
+        size = min(size, 4 * REGISTER_SLOTS)  # more fits into no register
         self.load(nf.number(found, 1), self.header_part(base, offset, size))
 
     def header_part(self, base: int, offset: int, size: int) -> Loaded:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from flanneld_py.drivers import nfmessages as nf
-from flanneld_py.drivers.netlink import ProtocolMissing, attributes, messages, open_socket
+from flanneld_py.drivers.netlink import UNREADABLE, ProtocolMissing, attributes, messages, open_socket
 from flanneld_py.drivers.subscription import Subscription
 
 
@@ -55,10 +55,13 @@ class NfMonitor(Subscription[Touched]):
     def _drain(self) -> Touched | None:
         pending = _Pending()
         for datagram in self._datagrams():
-            if datagram is None:
-                pending.overflow = True
-            else:
-                _hear(pending, datagram)
+            try:
+                if datagram is None:
+                    pending.overflow = True
+                else:
+                    _hear(pending, datagram)
+            except UNREADABLE:
+                pending.overflow = True  # it was about something, and does not say what
         self.generation = pending.generation or self.generation
         if not pending.tables and not pending.overflow:
             return None

@@ -17,8 +17,16 @@ from flanneld_py.drivers.netlink import (
     ProtocolMissing,
     Row,
     attributes,
+    understanding,
 )
-from flanneld_py.drivers.nfdecode import Elements, Meaning, decode_expressions, split_counters, verdict_of
+from flanneld_py.drivers.nfdecode import (
+    REGISTER_SLOTS,
+    Elements,
+    Meaning,
+    decode_expressions,
+    split_counters,
+    verdict_of,
+)
 from flanneld_py.drivers.nfvalues import Span
 from flanneld_py.errors import KernelError
 from flanneld_py.packetfilter import Chain, ChainKey, Rule, Verdict
@@ -87,6 +95,7 @@ class NfReader:
         if self._socket is not None:
             self._socket.close()
 
+    @understanding(WHAT)
     def generation(self) -> int:
         """The number that every change of any rule raises; 0 where the kernel has no nf_tables.
 
@@ -102,6 +111,7 @@ class NfReader:
             raise KernelError(f"cannot read {WHAT} from the kernel: {answer.reason}")
         return nf.number(_attributes(answer), nf.GEN_ID)
 
+    @understanding(WHAT)
     def chains(self, tables: Collection[tuple[str, str]] | None = None) -> dict[ChainKey, Chain]:
         """The chains as they stood at one moment; none where the kernel has no nf_tables.
 
@@ -120,6 +130,7 @@ class NfReader:
                 return found
         raise kept_changing()
 
+    @understanding(WHAT)
     def tables(self) -> frozenset[TableName]:
         """The tables there are.
 
@@ -130,6 +141,7 @@ class NfReader:
             return frozenset()
         return frozenset(_Dump(self._socket, None, self._memory, self._between).tables())
 
+    @understanding(WHAT)
     def table(self, table: TableName) -> dict[ChainKey, Chain]:
         """The chains of one table, as they were if nobody has touched it since; the caller must know that.
 
@@ -140,6 +152,7 @@ class NfReader:
             return {}
         return _Dump(self._socket, (table,), self._memory, self._between, torn=True).chains()
 
+    @understanding(WHAT)
     def some(self, keys: Collection[ChainKey]) -> dict[ChainKey, Chain]:
         """Those of these chains that are there: quickly, however many others there are.
 
@@ -287,7 +300,7 @@ class _Dump:
 
     def _read_elements(self, family: nf.Family, table: str, name: str) -> Elements | None:
         shape = self._sets(family, table).get(name)
-        if shape is None or shape.flags & UNTOLD:
+        if shape is None or shape.flags & UNTOLD or shape.key_length > 4 * REGISTER_SLOTS:
             return None
         known = (family, table, name, shape.handle)
         if known in self._memory.large:
@@ -352,7 +365,8 @@ def _element(found: Mapping[int, bytes]) -> Element:
 
 
 def _points(listed: Iterable[Element]) -> list[tuple[Span, Verdict]]:
-    return [((element.key, element.key), element.verdict) for element in sorted(listed)]
+    in_order = sorted(listed, key=lambda element: element.key)
+    return [((element.key, element.key), element.verdict) for element in in_order]
 
 
 def _intervals(listed: Iterable[Element], key_length: int) -> list[tuple[Span, Verdict]]:

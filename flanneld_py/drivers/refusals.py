@@ -22,3 +22,13 @@ def explain(op: Op, refused: Failure) -> str:
             f"connect both hosts to one layer 2 segment, or set Backend.Type to vxlan"
         )
     return refused.reason
+
+
+class UnknownReferent(Exception):
+    """An op names a device or nexthop that does not exist; the text says which."""
+
+
+def conflict(op: Op, what: str) -> str:
+    """Why a route cannot be set; `what`: the one that stands in its way, as FoundRoute describes it."""
+    other = "the lease of that subnet from etcd" if op.value.nexthop.via else "choose another Network"
+    return f"a route to {op.key}{what} is not ours; remove it, or {other}"

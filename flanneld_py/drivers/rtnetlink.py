@@ -27,8 +27,8 @@ from flanneld_py.drivers.links import (
     read_main_routes,
     read_overlay_devices,
 )
-from flanneld_py.drivers.netlink import U32, Failure, NetlinkSocket, attribute, attributes
-from flanneld_py.drivers.refusals import explain
+from flanneld_py.drivers.netlink import U32, Failure, NetlinkSocket, attribute, attributes, understanding
+from flanneld_py.drivers.refusals import UnknownReferent, conflict, explain
 from flanneld_py.errors import KernelError
 from flanneld_py.model import (
     FAMILIES,
@@ -60,12 +60,7 @@ ETHERNET_GROUP_BIT = 0x01
 PREPARING = -1
 """In the place of an op's number: a message whose failure does not matter."""
 
-
 USUAL_MARK = {version: RouteMark(ROUTE_PROTOCOL, 0, metric) for version, metric in rt.METRIC.items()}
-
-
-class UnknownReferent(Exception):
-    """An op names a device or nexthop that does not exist; the text says which."""
 
 
 class RtnetlinkTables:
@@ -137,7 +132,7 @@ class RtnetlinkTables:
         errors: dict[int, str] = {}
         for place, op in enumerate(ops):
             try:
-                encoded = self._encoders[op.verb, op.table](op)
+                encoded = self._encoders[op[:2]](op)
             except UnknownReferent as unknown:
                 if op.verb == "set":
                     errors[place] = str(unknown)
@@ -145,12 +140,13 @@ class RtnetlinkTables:
             except ValueError as error:
                 errors[place] = str(error)
                 continue
-            if not encoded:
-                continue
             requests += encoded
-            # A "set" may delete first what stands in its way; only its last message decides.
-            preparing = PREPARING if op.verb == "set" else place
-            owners += [preparing] * (len(encoded) - 1) + [place]
+            if len(encoded) == 1:
+                owners.append(place)
+            elif encoded:
+                # A "set" may delete first what stands in its way; only its last message decides.
+                preparing = PREPARING if op.verb == "set" else place
+                owners += [preparing] * (len(encoded) - 1) + [place]
         answers = zip(owners, self._socket.transact(requests), strict=True)
         failures = {place: failure for place, failure in answers if failure and place != PREPARING}
         errors |= self._explain(ops, failures)
@@ -167,7 +163,7 @@ class RtnetlinkTables:
         } - self._held
         foreign = self._foreign_routes(refused) if refused else {}
         return {
-            place: _conflict(ops[place], foreign[ops[place].key])
+            place: conflict(ops[place], foreign[ops[place].key])
             if ops[place].key in foreign and ops[place].verb == "set"
             else explain(ops[place], refused_so)
             for place, refused_so in failures.items()
@@ -176,6 +172,8 @@ class RtnetlinkTables:
 
     def _learn(self, ops: Sequence[Op], errors: dict[int, str]) -> None:
         """Keep what `observe` learnt in step with what `apply` changed."""
+        if not errors and not self._odd_fdb and all(op.table in ("fdb", "neighs") for op in ops):
+            return
         for place, op in enumerate(ops):
             succeeded = place not in errors
             if op.table == "nexthops":
@@ -185,7 +183,10 @@ class RtnetlinkTables:
                 self._odd_fdb.discard(op.key)
             elif op.table == "routes" and succeeded:
                 self._marks.pop(op.key, None)
-                self._devices6.pop(op.key, None)
+                if op.verb == "set" and op.key.version == 6:
+                    self._devices6[op.key] = op.value.nexthop.dev
+                else:
+                    self._devices6.pop(op.key, None)
                 self._usurpers.pop(op.key, None)
                 (self._held.add if op.verb == "set" else self._held.discard)(op.key)
 
@@ -243,7 +244,7 @@ class RtnetlinkTables:
     def _set_route(self, op: Op) -> list[bytes]:
         (dev, via, onlink), protocol = op.value
         if op.key in self._beside:
-            raise ValueError(_conflict(op, self._beside[op.key]))
+            raise ValueError(conflict(op, self._beside[op.key]))
         new = op.key not in self._held
         if via is None:
             wanted = self._direct_route(op.key, protocol, self._index(dev), new=new)
@@ -275,6 +276,7 @@ class RtnetlinkTables:
 
     # --- read -------------------------------------------------------------------------------------
 
+    @understanding("routes and neighbours")
     def observe(self, scope: Scope) -> State:
         self._names, self._marks, self._devices6 = {}, {}, {}
         self._odd_fdb, self._beside, self._usurpers = set(), {}, {}
@@ -308,7 +310,8 @@ class RtnetlinkTables:
             else:
                 self._held.discard(route.destination)
         self._observe_beside(scope, routes)
-        self._held &= scope.adoptable.keys()
+        if self._held - routes.keys():
+            self._held &= scope.adoptable.keys()
         self._held.update(destination for destination in routes if self._is_usual(destination))
         if len(found) < len(every):
             # Another daemon's is not taken back: two that do that would fight without end.
@@ -386,13 +389,15 @@ class RtnetlinkTables:
         A foreign one beside ours may carry the traffic instead. Only by hand does it get there, so the
         routes of other programs, of which there may be a million, are not looked through.
         """
-        ours = routes.keys() & scope.adoptable.keys()
-        families = {subnet.version for subnet in scope.adoptable}
-        for family, protocol in product(families, (rt.RTPROT_BOOT, rt.RTPROT_STATIC)):
+        ours: AbstractSet[IPNetwork] | None = None
+        for family, protocol in product(FAMILIES, (rt.RTPROT_BOOT, rt.RTPROT_STATIC)):
             for route in self._main_routes(family, protocol):
+                if not route.length or not route.is_usual:
+                    continue  # the default route, for one, is no record's
                 destination = route.destination
+                ours = routes.keys() & scope.adoptable.keys() if ours is None else ours
                 gateways = scope.adoptable.get(destination)
-                if gateways is None or not route.is_usual:
+                if gateways is None:
                     continue
                 if protocol == rt.RTPROT_BOOT and route.hop is not None and route.hop.via in gateways:
                     self._add_route(route, {}, routes)
@@ -443,8 +448,3 @@ class RtnetlinkTables:
 
 def _odd_hop(destination: IPNetwork) -> NextHop:
     return NextHop("", NOT_ONE_GATEWAY[destination.version], onlink=False)
-
-
-def _conflict(op: Op, what: str) -> str:
-    other = "the lease of that subnet from etcd" if op.value.nexthop.via else "choose another Network"
-    return f"a route to {op.key}{what} is not ours; remove it, or {other}"

@@ -20,6 +20,8 @@ Heard_co = TypeVar("Heard_co", covariant=True)
 
 DRAIN_LIMIT = 100_000
 """Datagrams read before what was heard is told, lest a storm silence us."""
+MOST_FAILURES = 10
+"""In a row, after which a socket is of no more use."""
 
 
 class Subscription(ABC, Generic[Heard_co]):
@@ -42,6 +44,8 @@ class Subscription(ABC, Generic[Heard_co]):
         self._waiting = threading.Lock()
         self._waking = threading.Lock()
         self._closed = False
+        self._failures = 0
+        """Of receiving, in a row."""
         self._poll = select.poll()
         if sock is not None:
             try:
@@ -103,10 +107,16 @@ class Subscription(ABC, Generic[Heard_co]):
             return
         for _ in range(DRAIN_LIMIT):
             try:
-                yield self._socket.recv(RECEIVE_SIZE, socket.MSG_DONTWAIT)
+                datagram = self._socket.recv(RECEIVE_SIZE, socket.MSG_DONTWAIT)
             except BlockingIOError:
+                self._failures = 0
                 return
             except OSError as error:
-                if error.errno != errno.ENOBUFS:
+                # Any one failure may have cost events; only the commonest is known to pass.
+                self._failures += error.errno != errno.ENOBUFS
+                if self._failures > MOST_FAILURES:
                     raise KernelError(f"cannot listen to the kernel: {error.strerror}") from error
                 yield None
+            else:
+                self._failures = 0
+                yield datagram

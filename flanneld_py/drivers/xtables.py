@@ -71,6 +71,11 @@ class LegacyTables:
         """Whether this kernel has them at all; then somebody may use them at any time."""
         return any((PROC_NET / kind.names).exists() for kind in KINDS)
 
+    @property
+    def is_in_use(self) -> bool:
+        """Whether there is a table."""
+        return any(map(_table_names, KINDS))
+
     def chains(self) -> dict[ChainKey, Chain]:
         """All chains of the tables that are in use, of both families; empty where there is no iptables.
 

@@ -12,8 +12,12 @@ from types import FrameType
 from flanneld_py.lab.bench import ROUNDS, SECONDS, TRIPS, Plan, bench, impossible
 from flanneld_py.lab.demo import EXIT_FAILED, EXIT_IMPOSSIBLE, EXIT_WELL, demo
 from flanneld_py.lab.overlays import OVERLAYS
+from flanneld_py.lab.scale import ScalePlan, impossible_scale, save, scale, tables
 from flanneld_py.lab.waiting import LabError
 
+SECTIONS = ("paths", "scale")
+RESULTS = Path(__file__).parents[2] / "build" / "bench"
+"""Where the figures of section scale are kept, as JSON and as a plot."""
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -34,13 +38,22 @@ def _parser() -> argparse.ArgumentParser:
         choices=sorted(OVERLAYS),
         help="only this one; may be given several times (default: each in turn)",
     )
-    _add_bench(commands.add_parser("bench", help="what each backend costs against vxlan; needs root"))
+    _add_bench(commands.add_parser("bench", help="what it costs, in packets and in hosts; needs root"))
     return parser
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--rounds", type=_positive, default=ROUNDS, help="of all paths (default: %(default)s)"
+        "--section",
+        choices=("all", *SECTIONS),
+        default="all",
+        help="paths: packets by each backend; scale: one daemon among many leases (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=_positive,
+        default=ROUNDS,
+        help="how often all is measured, in turn; scale takes seven minutes each (default: %(default)s)",
     )
     parser.add_argument(
         "--seconds",
@@ -68,6 +81,26 @@ def _path(text: str) -> Path | None:
     return Path(text) if text else None
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    sections = SECTIONS if arguments.section == "all" else (arguments.section,)
+    for section in sections:
+        if reason := impossible() if section == "paths" else impossible_scale():
+            print(f"The bench cannot run here: {reason}")
+            return EXIT_IMPOSSIBLE
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    if "paths" in sections:
+        plan = Plan(arguments.rounds, arguments.seconds, arguments.trips, arguments.peer)
+        bench(plan, say, arguments.json)
+    if "scale" in sections:
+        measured = scale(ScalePlan(rounds=arguments.rounds, peer=arguments.peer), say)
+        for line in (*tables(measured), *map(str, save(measured, RESULTS))):
+            say(line)
+    return EXIT_WELL
+
+
 def main() -> int:
     """The exit code: 0 all well, 1 something failed, 2 it cannot run here."""
     arguments = _parser().parse_args()
@@ -76,12 +109,7 @@ def main() -> int:
     try:
         if arguments.command == "demo":
             return demo(arguments.backend or list(OVERLAYS))
-        if reason := impossible():
-            print(f"The bench cannot run here: {reason}")
-            return EXIT_IMPOSSIBLE
-        plan = Plan(arguments.rounds, arguments.seconds, arguments.trips, arguments.peer)
-        bench(plan, lambda line: print(line, flush=True), arguments.json)
-        return EXIT_WELL
+        return _bench(arguments)
     except LabError as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED

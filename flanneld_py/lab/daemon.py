@@ -19,7 +19,7 @@ from flanneld_py.lab.waiting import LabError, WaitTimeout, wait_for
 if TYPE_CHECKING:
     from flanneld_py.lab.hosts import Host
 
-COMMAND = (sys.executable, "-m", "flanneld_py.cli.daemon")
+COMMAND: tuple[str, ...] = (sys.executable, "-m", "flanneld_py.cli.daemon")
 _CHECKOUT = Path(__file__).parents[2]
 _BYTECODE = _CHECKOUT / "build" / "pycache"
 """Compiled once for all daemons of all labs: compiling takes longer than everything else at start."""

@@ -204,10 +204,8 @@ class _Child:
         return self._answer(worker.DONE, self._number, deadline)
 
     def set_table(self, table: bytes) -> None:
-        try:
-            fd = os.memfd_create("flannel-table", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        except OSError as error:
-            raise PumpDown(f"pid {self.process.pid} cannot be given its table: {error}") from error
+        """Raises as `ask` does, and OSError when there is no descriptor or memory to hand it over in."""
+        fd = os.memfd_create("flannel-table", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             for done in range(0, len(table), 1 << 30):
                 os.write(fd, table[done : done + (1 << 30)])
@@ -276,7 +274,12 @@ class Pump:
             self._put_aside(gently=True)
             self._child, self._cause = child, ""
             if self._table is not None:
-                self._give(child, self._table)
+                try:
+                    self._give(child, self._table)
+                except OSError as error:
+                    down = PumpDown(f"pid {child.process.pid} cannot be given its table: {error}")
+                    self._lost(down)
+                    raise down from error
             return child.running
 
     def set_table(self, table: bytes) -> None:
@@ -284,6 +287,7 @@ class Pump:
 
         Raises:
             ValueError: there is something wrong with it; the one before stays.
+            OSError: it could not be handed over, for want of descriptors or memory; the one before stays.
             PumpDown: no child now. The next one gets it.
         """
         with self._lock:
@@ -293,7 +297,7 @@ class Pump:
             before, self._table = self._table, table
             try:
                 self._give(self._child, table)
-            except ValueError:
+            except (OSError, ValueError):
                 self._table = before
                 raise
 
@@ -332,7 +336,7 @@ class Pump:
                     return None
             wrong, delay = self._cause or "no process forwards packets", self._delay()
             if delay and time.monotonic() < self._ended[-1] + delay:
-                raise PumpDown(f"{wrong}; is started again after {delay:g} s")
+                raise PumpDown(wrong)
             self._restarts += 1
             try:
                 self.start()

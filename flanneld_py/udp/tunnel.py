@@ -273,6 +273,8 @@ class Tunnel:
             table = self._fill(self._work, rows)
         except ValueError as error:
             return f"the table of the data plane is not accepted: {error}"
+        except OSError as error:
+            return f"the table of the data plane cannot be handed over: {error.strerror}"
         self._rows = rows
         self._remember(self._work, table)
         return None

@@ -1,7 +1,7 @@
 /* Fuzz target for the pure core: broken input never reads or writes where it must not (the sanitizers watch), and what
  * the core makes of any input holds what packet.h promises (checked here).
  *
- * With clang's libFuzzer: `make fuzz SECONDS=60`. With -DREPLAY it is a program that runs each file it is given once.
+ * With clang's libFuzzer: `make fuzz TARGET=packet SECONDS=60`. With -DREPLAY it is a program that runs each file it is given once.
  * First byte of an input, from its lowest bits: what to run (2 bits); whether lengths, counts and header checksums are
  * mended before, so that what lies behind those checks is reached (1); from whom it was received (2); SourceCheck (2).
  * See tests/unit/test_udp_corpus.py for where the corpus comes from.

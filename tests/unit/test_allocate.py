@@ -177,6 +177,15 @@ def test_a_key_that_was_garbage_when_we_took_our_lease_does_not_outrank_it() -> 
     assert decide(mine, replace(mended, mod_revision=20)) == Keep(mine)
 
 
+def test_a_claim_yields_to_an_older_lease_though_that_was_changed_since() -> None:
+    """Its host has not seen our claim in its way, and would not yield either."""
+    mine = record(3, 1, create_revision=9)
+    older = record(4, 2, subnets=PerFamily(ip_network("10.5.2.0/23")), key="10.5.2.0-23", create_revision=5)
+    changed = replace(older, mod_revision=20)
+    assert isinstance(decide(mine, changed, by=wish(1, written=mine)), Release)
+    assert decide(mine, changed, by=wish(1, written=mine, held=mine)) == Keep(mine), "pods are in it"
+
+
 @pytest.mark.parametrize("net", ["0.0.0.0/1", "10.0.0.0/8", "10.5.0.0/17"])
 def test_a_key_for_half_of_everything_keeps_nobody_out(net: str) -> None:
     greedy = record(4, 2, subnets=PerFamily(ip_network(net)), key=net.replace("/", "-"), create_revision=1)

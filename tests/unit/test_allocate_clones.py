@@ -101,3 +101,20 @@ def test_of_two_leases_of_our_own_the_older_is_kept() -> None:
 def test_a_reservation_is_no_second_lease() -> None:
     first, second = record(3, 1), record(4, 1, etcd_lease=0)
     assert decide(second, first) == Keep(first)
+
+
+def test_what_bears_the_etcd_lease_of_our_claim_is_ours_under_whatever_name() -> None:
+    """A claim whose answer was lost, written before we took another node id."""
+    late = record(3, 1, node_id="node-before", etcd_lease=9)
+    found = decide(late, by=wish(1, granted=9))
+    assert found == Adopt(late, wish(1).record(late.subnets, "node-1"))
+    assert isinstance(decide(late), Conflict), "else nobody could tell"
+
+
+def test_what_is_taken_over_leaves_the_etcd_lease_of_the_host_that_is_gone() -> None:
+    """When that comes back, the etcd lease in its state file must not prove the record to be its own."""
+    left = record(3, 2, public_ips=wish(1).public_ips)
+    found = decide(left, by=wish(1, silent=frozenset({left.key})))
+    assert found == Adopt(left, wish(1).record(left.subnets, "node-1"), from_silent=True)
+    mine = record(3, 1, node_id="node-before")
+    assert decide(mine, by=wish(1, etcd_lease=7)) == Adopt(mine, wish(1).record(mine.subnets, "node-1"))

@@ -236,6 +236,10 @@ def test_only_true_is_true(value: str) -> None:
         (IPV4.replace("10.1.17.1/24", "10.1.17/24"), "invalid CIDR address: 10.1.17/24"),
         (IPV4.replace("10.1.17.1/24", "fc00::/64"), "not an IPv4 network: fc00::/64"),
         (IPV6.replace("fc00::1/64", "fc00::g/64"), "invalid CIDR address: fc00::g/64"),
+        (
+            IPV4.replace("10.1.17.1/24", "255.255.255.255/32"),
+            "no subnet but a single address: 255.255.255.255/32",
+        ),
     ],
 )
 def test_a_file_that_does_not_do_says_why(text: str, reason: str) -> None:

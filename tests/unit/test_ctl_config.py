@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flanneld_py.backends import BACKENDS, backend_of
+from flanneld_py.cli.ctl.commands import command
 from flanneld_py.cli.ctl.config import explain
-from flanneld_py.cli.ctl.main import command
 from flanneld_py.core.config import parse_config
 from flanneld_py.core.configkeys import KEYS, unknown_keys
 from flanneld_py.errors import ConfigError, UsageError

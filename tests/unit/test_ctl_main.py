@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_py.cli.ctl.main import command, exit_code, run
+from flanneld_py.cli.ctl.commands import command, exit_code, run
 from flanneld_py.errors import (
     ConfigError,
     FlanneldError,
@@ -26,7 +26,7 @@ ARGV = (sys.executable, "-m", "flanneld_py.cli.ctl.main")
 HEAVY = {"etcd3", "google", "grpc", "pyroute2", "structlog", "tabulate"}
 LIST_MODULES = """
 import sys
-from flanneld_py.cli.ctl.main import run
+from flanneld_py.cli.ctl.commands import run
 run(sys.argv[1:])
 print(*sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
 """
@@ -178,3 +178,10 @@ STATUS = {
     "peers": {"count": 0, "held": 0, "bad": {}, "bad_count": 0},
     "drift": {"repaired": {}, "ops": {"set": 0, "del": 0}, "failed": []},
 }
+
+
+def test_interrupted_while_it_imports(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([*ARGV, "status"], check=False, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -15,8 +15,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from flanneld_py.cli.ctl.commands import command
 from flanneld_py.cli.ctl.control import read_status_file
-from flanneld_py.cli.ctl.main import command
 from flanneld_py.cli.ctl.status import SHOWN, Told, checked, render
 from flanneld_py.core.ownership import lock_name
 from flanneld_py.daemon.inbox import Levels

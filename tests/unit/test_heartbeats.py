@@ -35,7 +35,7 @@ def test_late_is_who_did_not_beat_in_time() -> None:
 
 def test_who_never_began_and_who_has_no_limit_is_not_late() -> None:
     beats = Heartbeats({"a": 10.0})
-    beats.beat("peer-memory")
+    beats.beat("registry-memory")
     assert beats.late(time.monotonic() + 1000) == []
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import subprocess
+import tracemalloc
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
@@ -223,3 +224,21 @@ def test_a_long_file_is_read_in_linear_time() -> None:
 )
 def test_places_beside_the_subnet_file(subnet_file: str, status: str, socket: str) -> None:
     assert (status_path(subnet_file), socket_path(subnet_file)) == (status, socket)
+
+
+@pytest.mark.parametrize("text", ["x" * 1_000_000, '"' + "x" * 1_000_000, "\\x" * 500_000])
+def test_a_value_of_a_megabyte_takes_no_hundred_of_memory(text: str) -> None:
+    """To keep the way back to each character takes 200 bytes for it."""
+    tracemalloc.start()
+    try:
+        values = parse_environment_file(f"FLANNEL_MTU={text}")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert set(values["FLANNEL_MTU"]) == {"x"}
+    assert peak < 50_000_000
+
+
+def test_a_subnet_env_that_is_far_too_long_is_not_taken_apart() -> None:
+    assert parse_subnet_env(V4_TEXT + "#" * 60_000) == V4
+    assert parse_subnet_env(V4_TEXT + "FLANNEL_NETWORK=" + "10.5.0.0/16," * 10_000) == SubnetEnv()

@@ -517,3 +517,16 @@ def test_an_address_in_use_gives_way_to_a_better_one() -> None:
     old = address("fd00:2::15/64", deprecated=True)
     facts = HostFacts((link("eth0", "fd00:2::77/64", old),), PerFamily(None, "eth0"))
     assert addresses(chosen(in_use_first(facts, [old.address.ip]), V6)) == ("eth0", None, "fd00:2::77")
+
+
+def test_a_link_local_address_does_not_take_the_place_of_one_in_use() -> None:
+    """While an address is being replaced there is none of the family but this."""
+    between = HostFacts((link("eth0", "fe80::15/64"),), PerFamily(None, "eth0"))
+    assert addresses(chosen(between, V6)) == ("eth0", None, "fe80::15")
+    assert addresses(chosen(in_use_first(between, [ip_address("fe80::15")]), V6)) == (
+        "eth0",
+        None,
+        "fe80::15",
+    )
+    with pytest.raises(HostError, match="no usable IPv6 address"):
+        chosen(in_use_first(between, [ip_address("fd00:2::15")]), V6)

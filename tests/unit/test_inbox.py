@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
+from flanneld_py.daemon.heartbeats import BEAT_EVERY
 from flanneld_py.daemon.inbox import Inbox, LeaseState, Levels, Problem, RegistryState, Report, boottime
 from flanneld_py.model import Snapshot
 
@@ -101,6 +103,51 @@ def test_every_event_wakes_all_who_wait(event: Callable[[Inbox], None]) -> None:
         event(inbox)
     assert len(woken) == 2
     assert all(version != seen for version, _ in woken)
+
+
+def test_who_is_first_has_a_snapshot_before_all_others() -> None:
+    inbox = Inbox()
+    woken: list[str] = []
+    waiting, busy = threading.Event(), threading.Event()
+    seen, _ = inbox.wait(-1)
+
+    def first() -> None:
+        waiting.set()
+        version, _ = inbox.wait(seen, first=True)
+        busy.wait(PATIENCE)
+        woken.append("first")
+        inbox.wait(version, until=boottime() + PATIENCE, first=True)
+
+    def other() -> None:
+        inbox.wait(seen)
+        woken.append("other")
+        inbox.stop()
+
+    with in_a_thread(first), in_a_thread(other):
+        assert waiting.wait(PATIENCE)
+        while not inbox._first_waits:
+            time.sleep(0.001)
+        inbox.offer(snapshot=Snapshot(7, 1))
+        busy.set()
+    assert woken == ["first", "other"]
+
+
+def test_a_snapshot_wakes_all_while_the_first_is_busy() -> None:
+    inbox = Inbox()
+    seen, _ = inbox.wait(-1, first=True)
+    woken: list[int] = []
+    ready = threading.Event()
+
+    def other() -> None:
+        ready.set()
+        begun = boottime()
+        inbox.wait(seen)
+        woken.append(boottime() - begun < BEAT_EVERY / 2)
+
+    with in_a_thread(other):
+        assert ready.wait(PATIENCE)
+        inbox.offer(snapshot=Snapshot(7, 1))
+    assert woken == [True]
 
 
 def test_a_poke_brings_no_new_value() -> None:

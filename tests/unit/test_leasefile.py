@@ -87,3 +87,20 @@ def test_what_could_not_be_written_is_tried_again_with_the_next_target(tmp_path:
     path.rmdir()
     file.remember((FORMER,))
     assert FORMER in told(path)
+
+
+def test_what_could_not_be_written_is_written_when_it_can_be(tmp_path: Path) -> None:
+    path = tmp_path / "full" / "state.json"
+    path.parent.touch()
+    file = LeaseFile(path, LAST)
+    file.save(own(7), ground(), 0.0)
+    file.write_owed()
+    path.parent.unlink()
+    path.parent.mkdir()
+    file.write_owed()
+    saved = parse_state(path.read_text())
+    assert saved is not None
+    assert saved.subnets == own(7).subnets
+    path.unlink()
+    file.write_owed()
+    assert not path.exists(), "nothing is owed any more"

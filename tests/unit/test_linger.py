@@ -253,6 +253,17 @@ def test_a_wipe_before_the_start_holds_what_the_last_run_had(known: int, gone: i
     assert until(since(seen(5, *peers), seen(6, *peers[gone:]), grace=0)) == {}
 
 
+def test_an_etcd_that_holds_nothing_of_what_it_did_has_lost_its_data_though_it_has_as_many_revisions() -> (
+    None
+):
+    last_run, fresh = seen(50, A, B), seen(90, replace(A, create_revision=A.create_revision + 60))
+    created = {record.key: record.create_revision for record in (A, B)}
+    assert until(departures_since(last_run, fresh, OWN.key, NOW, WIPE_GRACE, (), created)) == {
+        B.key: WIPE_GRACE
+    }
+    assert until(departures_since(last_run, seen(90, A), OWN.key, NOW, WIPE_GRACE, (), created)) == {}
+
+
 def test_an_etcd_that_lost_its_data_before_the_start_holds_every_peer() -> None:
     last_run = seen(50, A, B)
     for other in (seen(6, A), replace(seen(60, A), cluster_id=8)):

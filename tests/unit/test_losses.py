@@ -38,10 +38,20 @@ def test_a_ping_every_ten_seconds_is_seen_as_well() -> None:
     assert decide_losses(readings([second // 10 for second in range(int(WINDOW) + 1)])) == (UNKNOWN,)
 
 
-def test_they_are_over_half_a_minute_after_the_last_one() -> None:
-    found = readings([0, 1, 2, 3, *[3] * int(WINDOW)])
-    assert decide_losses(found) == ()
-    assert len(found) <= WINDOW + 1
+def test_they_are_over_some_seconds_after_the_last_one() -> None:
+    counts = [0, 1, 2, 3]
+    assert decide_losses(readings([*counts, *[3] * 4])) == (UNKNOWN,)
+    assert decide_losses(readings([*counts, *[3] * 5])) == ()
+
+
+def test_those_of_a_slow_ping_are_over_after_two_of_its_intervals() -> None:
+    counts = [second // 8 for second in range(25)]
+    assert decide_losses(readings([*counts, *[3] * 16])) == ()
+    assert decide_losses(readings([*counts, *[3] * 5])) == (UNKNOWN,)
+
+
+def test_old_readings_are_forgotten() -> None:
+    assert len(readings([0] * 2 * int(WINDOW))) == WINDOW + 1
 
 
 def test_drops_of_other_kinds_are_anybodys() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flanneld_py.core.pace import Backoff, RetrySchedule, TokenBucket
+from flanneld_py.core.pace import Backoff, RetrySchedule, TokenBucket, probe_seconds
 from tests.unit.strategies import usual
 
 
@@ -177,3 +177,10 @@ def test_what_waits_for_another_is_due_with_it_and_has_not_failed() -> None:
     assert schedule.due("nobody", 0.0)
     schedule.succeeded("nexthop")
     assert schedule.next_due() == 13.5, "its second failure"
+
+
+def test_etcd_is_asked_for_signs_of_life_so_often_that_it_can_bear_it() -> None:
+    """A fault must be told within five seconds, of which the answer has two."""
+    assert probe_seconds(0) == probe_seconds(900) == 2.25
+    assert 10_000 / probe_seconds(10_000) == 400
+    assert probe_seconds(1_000_000) == 60

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -111,3 +112,10 @@ def test_who_is_older_stays_older() -> None:
         replace(other, public_ips=PerFamily(underlay(4, 1))),
     ):
         assert is_contested(mine, snapshot_of([mine, thief]))
+
+
+def test_ten_thousand_hosts_do_not_all_write_within_half_a_minute() -> None:
+    """Each of these puts is an event for all the others: more than a few a second are too many."""
+    times = sorted(next_put(Puts(0, 0), DEFAULT, DAY, n / 10_000, 10_000) for n in range(10_000))
+    assert max(later - sooner for sooner, later in pairwise(times)) < 1
+    assert sum(1000 <= at < 1060 for at in times) <= 5 * 60

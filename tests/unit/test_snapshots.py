@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flanneld_py.core.admit import admit
-from flanneld_py.core.records import config_entry, decode, fold, snapshot
+from flanneld_py.core.records import config_entry, decode, fold, said_since, snapshot
 from flanneld_py.model import Change, Changes, Entry, Listing, Snapshot
 from tests.unit import strategies
 from tests.unit.strategies import thorough
@@ -295,3 +295,29 @@ def test_whatever_bytes_anybody_writes_the_peers_stay(writes: list[tuple[bytes, 
         names = {name.removeprefix("subnets/") for name in entries}
         assert found.bad.keys() | peers.rejected.keys() | {p.key for p in peers.accepted[3:]} == names
         assert all(reason.isprintable() for reason in (*found.bad.values(), *peers.rejected.values()))
+
+
+# --- what the last run knew -------------------------------------------------------------------------
+
+
+def test_a_restart_takes_who_was_written_again_for_as_old_as_before() -> None:
+    """Else two that share a MAC would change places with it: the one that says so for longer has it."""
+    first = replace_value(good(KEYS[0], 4), PLAIN)
+    again = Entry(first.key, first.value, 4, 9, 9)
+    ran = fold(snapshot(Listing(4, 1, (first,))), Changes(9, (put(again),)))
+    restarted = snapshot(Listing(9, 1, (again,)), last_run=ran.records)
+    assert said_since(restarted.records[KEYS[0]]) == said_since(ran.records[KEYS[0]]) == 4
+    assert said_since(snapshot(Listing(9, 1, (again,))).records[KEYS[0]]) == 9
+    changed = replace_value(again, PLAIN.replace("1.2.3.4", "1.2.3.5"))
+    assert said_since(snapshot(Listing(9, 1, (changed,)), last_run=ran.records).records[KEYS[0]]) == 9
+
+
+def test_a_restart_keeps_the_last_good_value_of_a_key_that_was_not_deleted_since() -> None:
+    known = snapshot(Listing(4, 1, (good(KEYS[0], 4),))).records
+    found = snapshot(Listing(9, 1, (broken(KEYS[0], 9, created=4),)), last_run=known)
+    assert (found.records, set(found.bad)) == (known, {KEYS[0]})
+    assert snapshot(Listing(9, 1, (broken(KEYS[0], 9, created=7),)), last_run=known).records == {}
+
+
+def replace_value(entry: Entry, text: str) -> Entry:
+    return Entry(entry.key, text.encode(), entry.create_revision, entry.mod_revision, entry.etcd_lease)

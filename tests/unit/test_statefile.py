@@ -117,6 +117,13 @@ def test_odd_texts_are_nothing(text: str) -> None:
         {"mac_seed": 5},
         {"put_due": "soon"},
         {"put_due": True},
+        {"put_due": float("nan")},
+        {"put_due": float("inf")},
+        {"put_due": 10**400},
+        {"put_due": -1.0},
+        {"mac": 5},
+        {"etcd_lease": 1 << 63},
+        {"mac_seed": "\ud800"},
     ],
 )
 def test_a_right_checksum_does_not_make_it_ours(part: dict[str, Any]) -> None:

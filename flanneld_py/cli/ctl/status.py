@@ -320,6 +320,9 @@ def _registry(registry: Mapping[str, Any], now: datetime) -> Iterator[str]:
     text = f"{_state(registry['state'])} {lasting(registry['since'], now)}"
     if registry["endpoint"]:
         text += f", {printable(registry['endpoint'])}"
+    of = registry.get("running_on_state_of")
+    if isinstance(of, str):
+        text += click.style(f", running on state of {printable(of)}", fg="yellow")
     if registry["revision"] is not None:
         text += f", revision {registry['revision']}"
     yield text

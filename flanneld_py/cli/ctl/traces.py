@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,12 +16,10 @@ from flanneld_py.cli.ctl.text import printable
 from flanneld_py.core.hostfiles import SubnetEnv, parse_subnet_env
 from flanneld_py.core.records import format_key
 from flanneld_py.core.statefile import SavedState, parse_state
-from flanneld_py.daemon.oldfiles import read_regular
+from flanneld_py.daemon.oldfiles import ASIDE, read_regular
+from flanneld_py.drivers.files import TEMPORARY
 from flanneld_py.errors import UsageError
 from flanneld_py.model import IPNetwork
-
-TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}")
-"""What drivers/files.py writes before it renames; a killed daemon may leave one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +102,9 @@ class OwnFiles:
         settings = self._settings
         status = [settings.status_file] if status_is_ours else []
         state_dir = settings.state_dir
-        of_state = (state_dir / name for name in ("node-id", "peers.json", "tunnel"))
-        rewritten = [*status, *of_state, settings.state_file]
+        of_state = (state_dir / name for name in ("node-id", "registry", "tunnel"))
+        aside = [state_dir / (name + ASIDE) for name in ("registry", settings.state_file.name)]
+        rewritten = [*status, *aside, *of_state, settings.state_file]
         temporary = [
             path
             for target in (settings.subnet_file, *rewritten)

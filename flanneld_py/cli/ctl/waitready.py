@@ -137,9 +137,16 @@ def judge(status: Mapping[str, Any], prefix: str) -> Seen:
     if status["prefix"] != prefix:
         obstacle = f"this is the daemon with --etcd-prefix {status['prefix']}, not {prefix}"
         return Seen(status, obstacle, "give its prefix, or the --subnet-file of the other")
-    if status["ready"]:
+    if status["ready"] or _lacks_only_etcd(status):
         return Seen(status)
     first = next(iter(status["problems"]), None)
     if first is not None:
         return Seen(status, first["reason"], first["fix"])
     return Seen(status, f"{status['state']}: registry {status['registry']['state']}")
+
+
+def _lacks_only_etcd(status: Mapping[str, Any]) -> bool:
+    """Whether it runs on the state of an earlier run, and all but etcd is well: containers may be started."""
+    return bool(status["registry"].get("running_on_state_of")) and [
+        name for name, check in (status.get("checks") or {}).items() if not check["ok"]
+    ] == ["registry"]

@@ -1,0 +1,113 @@
+"""`target_of` for one set of inputs after another: a host that joins or leaves costs its own rows only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from flanneld_py.core.admission import Admission, Admitted
+from flanneld_py.daemon.target import (
+    Difference,
+    Inputs,
+    Settings,
+    Target,
+    desired_state,
+    scope_of,
+    target_for,
+)
+from flanneld_py.model import Record, Route, Table
+
+OF_PEERS: tuple[Table, ...] = ("tunnel", "fdb", "neighs", "nexthops", "routes")
+"""Tables in which peers have rows. Those of one that shares nothing with others are its own."""
+
+Rows = dict[Table, Mapping[Any, Any]]
+
+
+class Aim:
+    """Makes targets. Used by one thread."""
+
+    def __init__(self) -> None:
+        self._admission = Admission()
+        self._inputs: Inputs | None = None
+        self._last: Target | None = None
+        self._devices: Counter[str] = Counter()
+        """Of the routes: how many lead to each."""
+        self._no_peers: Rows = {}
+        """The rows that the host would have alone."""
+
+    def target_of(self, inputs: Inputs, departed: Collection[Record], settings: Settings) -> Target:
+        """What the function of that name returns, or with `differs` where little has changed.
+
+        Raises:
+            ConfigError, HostError: the backend cannot work on this host as configured.
+        """
+        last, self._last = self._last, None
+        admitted = self._admit(inputs, departed)
+        if last is not None and not admitted.afresh and _alike(inputs, self._inputs):
+            target = self._follow(last, inputs, admitted, settings)
+        else:
+            target = target_for(inputs, settings, admitted.peers)
+            self._devices = Counter(route.nexthop.dev for route in target.state.routes.values())
+            self._no_peers = _rows(inputs, (), settings)
+        self._inputs, self._last = inputs, target._replace(differs=None)
+        return target
+
+    def _admit(self, inputs: Inputs, departed: Collection[Record]) -> Admitted:
+        network, host, record = inputs.network, inputs.host, inputs.own.record
+        backend_type = network.backend.published(host, record).backend_type
+        return self._admission.admit(inputs.snapshot, record, network.config, host, backend_type, departed)
+
+    def _follow(self, last: Target, inputs: Inputs, admitted: Admitted, settings: Settings) -> Target:
+        """The last target, for the peers as they are now."""
+        old, no_peers = last.state, self._no_peers
+        gone, come = (
+            _rows(inputs, peers, settings) if peers else no_peers
+            for peers in (admitted.removed, admitted.added)
+        )
+        tables: Rows = {}
+        want: Rows = {}
+        have: Rows = {}
+        for table in OF_PEERS:
+            before = old.table(table)
+            leaving = gone[table].keys() - no_peers[table].keys()
+            coming = {key: value for key, value in come[table].items() if key not in no_peers[table]}
+            touched = (*leaving, *coming)
+            want[table], have[table] = coming, {key: before[key] for key in touched if key in before}
+            if leaving or coming:
+                tables[table] = _changed(before, leaving, coming)
+        state = replace(old, **tables) if tables else old
+        self._devices -= Counter(_leading_to(have["routes"].values()))
+        self._devices += Counter(_leading_to(want["routes"].values()))
+        return last._replace(
+            state=state,
+            peers=admitted.peers,
+            scope=scope_of(inputs, settings, state, last.scope.networks),
+            devices=frozenset((*state.links, *self._devices)),
+            differs=Difference(old, replace(old, **want), replace(old, **have)),
+        )
+
+
+def _alike(inputs: Inputs, last: Inputs | None) -> bool:
+    """Whether all but the snapshot are the same objects."""
+    return last is not None and all(
+        new is old for new, old in zip(inputs._replace(snapshot=last.snapshot), last, strict=True)
+    )
+
+
+def _rows(inputs: Inputs, peers: Collection[Record], settings: Settings) -> Rows:
+    state = desired_state(inputs, settings, tuple(peers))
+    return {table: state.table(table) for table in OF_PEERS}
+
+
+def _changed(before: Mapping[Any, Any], leaving: Iterable[Any], coming: Mapping[Any, Any]) -> dict[Any, Any]:
+    table = dict(before)
+    for key in leaving:
+        del table[key]
+    table.update(coming)
+    return table
+
+
+def _leading_to(routes: Iterable[Route]) -> Iterable[str]:
+    return (route.nexthop.dev for route in routes)
