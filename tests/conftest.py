@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import time
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from flanneld_py.lab.requirements import obstacle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterator
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,9 +23,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=os.environ.get("CI") == "true",
         help="a skipped test is a failure (the default where CI=true)",
     )
+    parser.addoption("--rows", metavar="FILE", help="append a line of JSON for each fault that was tried")
+    parser.addoption(
+        "--full", action="store_true", help="every fault on every backend, and for its full time"
+    )
 
 
 REPORT_END = 3000  # of a report's text: the assertion, and the last lines of the logs
+BUDGET = 75
+"""Minutes for all of CI, installation and linters included."""
 FIGURES = pytest.StashKey[list[str]]()
 
 
@@ -43,8 +51,12 @@ def netns_obstacle() -> str | None:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("netns") is not None)
+    if not config.getoption("full"):
+        for_later = [item for item in items if item.get_closest_marker("full") is not None]
+        items[:] = [item for item in items if item.get_closest_marker("full") is None]
+        config.hook.pytest_deselected(items=for_later)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -76,11 +88,27 @@ def pytest_make_collect_report(
     return report
 
 
+def _minutes(terminalreporter: pytest.TerminalReporter) -> Iterator[str]:
+    """What each folder took, the longest first, and then all of CI."""
+    took: defaultdict[str, float] = defaultdict(float)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                took[report.nodeid.partition("::")[0].rpartition("/")[0]] += report.duration
+    for folder, seconds in sorted(took.items(), key=lambda item: -item[1]):
+        yield f"{folder:<24}{seconds / 60:>6.1f} min"
+    yield f"{'all of CI':<24}{(time.time() - int(os.environ['CI_BEGAN'])) / 60:>6.1f} min of {BUDGET}"
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     figures = config.stash.get(FIGURES, [])
     if figures:
         terminalreporter.section("measured")
         for line in figures:
+            terminalreporter.line(line)
+    if "CI_BEGAN" in os.environ:
+        terminalreporter.section("time")
+        for line in _minutes(terminalreporter):
             terminalreporter.line(line)
     once = terminalreporter.getreports("rerun")
     if once:

@@ -11,6 +11,7 @@ import pytest
 
 from flanneld_py.lab import EtcdServer, Lab, wait_for
 from tests.netns.etcd_servers import PREFIX, Etcd
+from tests.netns.faults.rows import Matrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -25,6 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(_HERE):
             item.add_marker(pytest.mark.netns)
+            if "fault" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.fault)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -70,6 +73,28 @@ def fresh_lab(session_lab: Lab) -> Iterator[Lab]:  # noqa: ARG001 - it knows whe
     with Lab() as lab:
         yield lab
     assert not lab.workspace.directory.exists()
+
+
+# --- the fault matrix -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def fault(request: pytest.FixtureRequest, figure: Callable[[str], None]) -> Matrix:
+    """Makes rows of the table of faults, which are used as faults/rows.py says.
+
+    The arguments of each are the fault's name and the backend, as the table shows them; `expected`: what
+    holds, in a few words; `check`: the one of /readyz that tells of it (None: it is over before one can),
+    `says`: part of what it then says, `logged`: part of the log line if that is another; `told_within` and
+    `back_within`: seconds.
+    """
+    rows: str | None = request.config.getoption("rows")
+    return Matrix(Path(rows) if rows else None, figure)
+
+
+@pytest.fixture(scope="session")
+def is_full(request: pytest.FixtureRequest) -> bool:
+    """Whether everything was asked for (`--full`), and not what CI has time for."""
+    return bool(request.config.getoption("full"))
 
 
 # --- etcd on loopback, for tests of its driver ----------------------------------------------------

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flanneld_py.cli.ctl import main as ctl
+from flanneld_py.cli.ctl import commands as ctl
 from flanneld_py.cli.daemon import main as run_daemon
 from flanneld_py.drivers.blackholes import Blackholes
 from flanneld_py.drivers.files import HostFiles

@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from ipaddress import IPv4Address, ip_address, ip_network
 from typing import TYPE_CHECKING
 
-from tests.netns.entering import inside
+from flanneld_py.lab.entering import inside
 from tests.netns.udp_traffic import ones_sum
 
 if TYPE_CHECKING:
@@ -36,27 +36,28 @@ NOBODY_THERE = 0.03
 AT_ONCE = 100
 """Packets; the queue of a TUN is not long."""
 MAC = bytes.fromhex("0200c0ffffff")
+PORT = 8285
+"""Of backend udp."""
 ECHO_REPLY = {4: 0, 6: 129}
 """Unasked for, it is received in silence."""
 
 
-def forwarded(host: Host, subnets: Iterable[str], port: int = 8285) -> dict[str, str]:
+def forwarded(host: Host, subnets: Iterable[str]) -> dict[str, str]:
     """Subnet → address of the peer that a packet to its first address leaves for, of those where one leaves.
 
     Args:
         host: sends.
         subnets: of either family.
-        port: that of the config.
     """
     with ExitStack() as stack:
-        return _Probe(host, stack, port).run(list(subnets))
+        return _Probe(host, stack).run(list(subnets))
 
 
 class _Probe:
     """Packets to subnets, a tap where they leave the host, and answers for peers that do not exist."""
 
-    def __init__(self, host: Host, stack: ExitStack, port: int) -> None:
-        self._host, self._port = host, port
+    def __init__(self, host: Host, stack: ExitStack) -> None:
+        self._host = host
         self._nonce = os.urandom(12)
         with inside(host.underlay):
             everything = socket.htons(ETH_P_ALL)
@@ -121,7 +122,7 @@ class _Probe:
     def _read(self, packet: bytes) -> None:
         """One that leaves the host: whether it carries one of ours."""
         begin = 4 * (packet[0] & 15)
-        if packet[9] != socket.IPPROTO_UDP or packet[begin + 2 : begin + 4] != struct.pack(">H", self._port):
+        if packet[9] != socket.IPPROTO_UDP or packet[begin + 2 : begin + 4] != struct.pack(">H", PORT):
             return
         inner = packet[begin + 8 :]
         text = inner[40:] if inner[0] >> 4 == 6 else inner[4 * (inner[0] & 15) :]

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from flanneld_py.cli.daemon import main
-from flanneld_py.drivers.kernel import KernelLinks, Request
+from flanneld_py.drivers.kernel import KernelLinks
+from flanneld_py.drivers.linkmessages import Request
 
 NO_KIND = "xvlan"
 

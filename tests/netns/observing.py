@@ -1,7 +1,9 @@
-"""Waiting for what daemons and pings show."""
+"""What daemons and pings show, and waiting for it."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flanneld_py.lab import wait_for
@@ -21,6 +23,11 @@ def wait_status(
     """The daemon's own status.json, not that of an earlier run, as soon as it holds."""
     pid = daemon.pid
     return wait_for(daemon.status, timeout, what, lambda seen: seen.get("pid") == pid and holds(seen))
+
+
+def wait_in_sync(daemon: Daemon) -> None:
+    daemon.wait_ready()
+    wait_status(daemon, "the daemon to be in sync", lambda seen: seen["state"] == "in sync")
 
 
 def wait_held(daemon: Daemon, key: str) -> None:
@@ -61,3 +68,9 @@ def wait_answers(ping: PingRun) -> None:
     """Some more of them than until now."""
     answered = ping.answered()
     wait_for(ping.answered, 5, "answers to a ping", lambda count: count >= answered + ENOUGH_ANSWERS)
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process, of all its threads (proc(5), stat)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

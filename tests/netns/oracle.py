@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
-from flanneld_py.lab import wait_for
+from flanneld_py.lab import CommandFailed, wait_for
 from tests.netns.forwarded import forwarded
 
 if TYPE_CHECKING:
@@ -128,9 +129,9 @@ def _others(host: Host, ours: Collection[str]) -> list[str]:
     """The subnets that do not begin with our addresses, also of keys that went since the first look."""
     prefix = f"{host.etcd.prefix}/subnets/"
     seen = _SEEN.setdefault(host.prefix, set())
-    seen.update(
-        line.removeprefix(prefix) for line in host.etcd.ctl("get", "--prefix", "--keys-only", prefix).split()
-    )
+    with suppress(CommandFailed):  # etcd may be away: then nothing new is in it
+        listed = host.etcd.ctl("get", "--prefix", "--keys-only", "--command-timeout=2s", prefix).split()
+        seen.update(line.removeprefix(prefix) for line in listed)
     subnets = [subnet for key in sorted(seen) if _KEY.match(key) for subnet in subnets_of(key).values()]
     return [subnet for subnet in subnets if subnet.partition("/")[0] not in ours]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flanneld_py.lab import wait_for
@@ -101,8 +100,3 @@ def rules_text(host: Host, tool: str) -> str:
         "iptables-legacy": (["iptables-legacy-save"], ["ip6tables-legacy-save"]),
     }
     return "".join(host.run(command) for command in commands[tool])
-
-
-def require_tools() -> None:
-    for path in MULTI.values():
-        assert Path(path).exists(), f"{path} is missing: install iptables"

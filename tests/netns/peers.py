@@ -52,7 +52,7 @@ def change_peers(
     etcd: EtcdServer, backend: str, *, put: Iterable[Peer] = (), gone: Iterable[Peer] = ()
 ) -> None:
     """Store and remove records, all in one revision."""
-    lease = etcd.ctl("lease", "grant", str(LIFETIME)).split()[1]
+    lease = etcd.grant(LIFETIME)
     requests = [f"del {etcd.prefix}/subnets/{peer.key}" for peer in gone]
     for peer in put:
         value = json.dumps(peer.record(backend), separators=(",", ":"))

@@ -12,7 +12,7 @@ import threading
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
-from tests.netns.entering import inside
+from flanneld_py.lab.entering import inside
 from tests.netns.udp_ends import DEVICE, MTU, PORT, subnet
 from tests.netns.udp_traffic import ones_sum
 

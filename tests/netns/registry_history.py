@@ -54,10 +54,22 @@ def revision(etcd: EtcdServer) -> int:
     return header["revision"]
 
 
+def nothing_written(etcd: EtcdServer, since: int) -> bool:
+    """Whether no subnet's key was written or deleted after this revision."""
+    return not history(etcd, since + 1)
+
+
 def stored(etcd: EtcdServer, key: str) -> Stored | None:
     """A subnet's key as it stands."""
     kvs = etcd.ctl_json("get", f"{etcd.prefix}/subnets/{key}").get("kvs")
     return _stored(kvs[0]) if kvs else None
+
+
+def record_at(etcd: EtcdServer, key: str) -> Stored:
+    """The same of a key that must be there."""
+    found = stored(etcd, key)
+    assert found is not None, f"{key} is not in etcd"
+    return found
 
 
 def history(etcd: EtcdServer, since: int) -> list[Stored]:

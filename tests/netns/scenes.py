@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from tests.netns.oracle import wait_in_order
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flanneld_py.lab import Host, Lab
 
 BACKENDS = ("host-gw", "udp", "vxlan")
@@ -47,14 +49,14 @@ def family_config(backend: str, families: str, **options: Any) -> dict[str, Any]
     return fields | ({"EnableIPv6": True, "IPv6Network": NETWORK6} if 6 in used else {})
 
 
-def overlay(lab: Lab, backend: str, *names: str) -> list[Host]:
+def overlay(lab: Lab, backend: str, *names: str, flags: Sequence[str] = ()) -> list[Host]:
     """Hosts with daemons in sync and a pod each."""
     lab.etcd.put_config(config(backend))
     hosts = lab.add_hosts(*names)
     if backend == "udp":
         for host in hosts:
             host.keep_descriptors()
-    lab.start_daemons()
+    lab.start_daemons(flags)
     for host in hosts:
         wait_in_order(host, backend)
     return hosts

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from flanneld_py.lab import wait_for
-from tests.netns.entering import inside
+from flanneld_py.lab.entering import inside
 from tests.netns.udp_traffic import ones_sum
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ class SteadyPings:
         self._thread.join()
         self._socket.close()
 
-    def wait_more(self, count: int = 100) -> None:
-        """Until as many more were answered."""
-        enough = len(self._answers) + count
+    def wait_more(self) -> None:
+        """Until another hundred were answered."""
+        enough = len(self._answers) + 100
         wait_for(
             lambda: len(self._answers), 10, "answers to steady pings", lambda answered: answered >= enough
         )

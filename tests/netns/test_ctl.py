@@ -359,6 +359,7 @@ def test_a_dry_run_changes_nothing(lab: Lab) -> None:
 
 def test_cleanup_refuses_while_the_daemon_runs(lab: Lab) -> None:
     (alpha,) = overlay(lab, "vxlan", "alpha")
+    wait_for((alpha.state_directory / "registry").exists, 10, "the last file that it writes")
     before = host_state(alpha)
     for args in (
         ["cleanup"],

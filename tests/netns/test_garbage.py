@@ -105,7 +105,7 @@ def reason_of(entry: dict[str, Any], backend: str) -> str:
 
 def put_all(etcd: EtcdServer, pieces: list[Piece]) -> str:
     """Store them in their order under one etcd lease; its id in hex."""
-    lease = etcd.ctl("lease", "grant", "86400").split()[1]
+    lease = etcd.grant(86_400)
     root = f"{etcd.prefix}/subnets/".encode()
     requests = [
         ("kv/put", {"key": _base64(root + p.key), "value": _base64(p.value), "lease": str(int(lease, 16))})
@@ -144,7 +144,7 @@ def make_scene(lab: Lab, backend: str) -> tuple[Host, Host]:
     for host, subnet in ((alpha, "10.5.100.1/24"), (beta, "10.5.101.1/24")):
         # As after a run before: each host gets the subnet that garbage.json knows it by.
         host.subnet_file.write_text(f"FLANNEL_NETWORK={NETWORK}\nFLANNEL_SUBNET={subnet}\nFLANNEL_MTU=1400\n")
-    lease = lab.etcd.ctl("lease", "grant", "86400").split()[1]
+    lease = lab.etcd.grant(86_400)
     for key, record in GO_PEERS.items():
         text = json.dumps(record | ({"BackendType": backend} if backend != "udp" else {}))
         lab.etcd.ctl("put", f"--lease={lease}", f"{lab.etcd.prefix}/subnets/{key}", text)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flanneld_py.lab import wait_for
+from tests.netns.faults.surfaces import OBSERVED
 from tests.netns.host_state import host_state
 from tests.netns.observing import events, wait_status
 from tests.netns.oracle import own_key, wait_in_order
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flanneld_py.lab import Host, Lab
+    from tests.netns.faults.rows import Matrix, Row, Trial
 
     Step = Callable[[Host], None]
 
@@ -147,7 +149,7 @@ def start(lab: Lab, backend: str, families: str = "ipv4", iface: str = "eth0") -
     alpha, *others = lab.add_hosts("alpha", "beta", "gamma")
     alpha.iface = iface
     alpha.ip_batch(FOREIGN)
-    lab.start_daemons()
+    lab.start_daemons(OBSERVED)
     wait_all_in_order(backend, alpha, others)
     return alpha, others
 
@@ -162,20 +164,25 @@ def wait_all_in_order(backend: str, alpha: Host, others: list[Host]) -> None:
 
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_change_is_followed(lab: Lab, backend: str, name: str, figure: Callable[[str], None]) -> None:
+def test_a_change_is_followed(lab: Lab, backend: str, name: str, fault: Matrix) -> None:
     alpha, others = start(lab, backend, iface=CHANGES[name].iface)
-    took = follow(CHANGES[name], alpha, others, backend)
-    figure(f"{backend}, {name}: traffic back after {took:.2f} s")
+    with host_fault(fault, name, backend) as row:
+        row.took(follow(CHANGES[name], alpha, others, backend, row))
 
 
 @pytest.mark.parametrize("name", FOR_BOTH_FAMILIES)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_change_is_followed_for_both_families(
-    lab: Lab, backend: str, name: str, figure: Callable[[str], None]
-) -> None:
+def test_a_change_is_followed_for_both_families(lab: Lab, backend: str, name: str, fault: Matrix) -> None:
     alpha, others = start(lab, backend, "dual-stack", CHANGES[name].iface)
-    took = follow(CHANGES[name], alpha, others, backend)
-    figure(f"{backend}, dual-stack, {name}: traffic back after {took:.2f} s")
+    with host_fault(fault, f"{name} (dual-stack)", backend) as row:
+        row.took(follow(CHANGES[name], alpha, others, backend, row))
+
+
+def host_fault(fault: Matrix, name: str, backend: str) -> Trial:
+    problem = CHANGES[name.removesuffix(" (dual-stack)")].problem
+    expected = "followed, the subnet stays" if problem else "followed at once, the subnet stays"
+    check = "interface" if problem else None
+    return fault(f"interface: {name}", backend, expected=expected, check=check, says=problem)
 
 
 BESIDE = {
@@ -185,19 +192,16 @@ BESIDE = {
 """What the oracle sees of FOREIGN."""
 
 
-def follow(change: Change, alpha: Host, others: list[Host], backend: str) -> float:
+def follow(change: Change, alpha: Host, others: list[Host], backend: str, row: Row) -> float:
     """Carry out a change of `alpha` and check all that must hold; seconds until traffic was back."""
     key, env, foreign = own_key(alpha), alpha.subnet_file.read_bytes(), foreign_rows(alpha)
     mtu = int(env_of(alpha)["FLANNEL_MTU"])
     before = [(host.daemon.pid, claimed(host)) for host in (alpha, *others)]
 
+    row.injected()
     change.apart(alpha)
     if change.problem:
-        wait_status(
-            alpha.daemon,
-            f"the problem {change.problem!r}",
-            lambda seen: any(change.problem in problem["reason"] for problem in seen["problems"]),
-        )
+        row.seen(alpha)
     change.whole(alpha)
     whole = time.monotonic()
     alpha.number, alpha.interface = change.number or alpha.number, change.interface
@@ -214,6 +218,7 @@ def follow(change: Change, alpha: Host, others: list[Host], backend: str) -> flo
         lambda record: record["PublicIP"] == alpha.address,
     )
     wait_all_in_order(backend, alpha, others)
+    row.recovered(alpha, beside=BESIDE)
     for other in others:
         for address in alpha.pod.addresses:
             assert other.pod.ping(str(address), count=20, size=mtu, df=True).lost == 0
@@ -257,18 +262,26 @@ def test_what_gets_the_name_of_the_interface_in_use_is_not_taken_for_it(lab: Lab
 
 @pytest.mark.parametrize("families", ["ipv4", "dual-stack"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_mtu_is_followed_down_and_up(lab: Lab, backend: str, families: str) -> None:
+def test_the_mtu_is_followed_down_and_up(lab: Lab, backend: str, families: str, fault: Matrix) -> None:
     alpha, others = start(lab, backend, families)
+    with fault(f"interface: MTU down and up ({families})", backend, expected="followed", check=None) as row:
+        row.took(follow_mtu(alpha, others, backend, families))
+
+
+def follow_mtu(alpha: Host, others: list[Host], backend: str, families: str) -> float:
+    """Down and up and down and up; the seconds that the slowest of them took."""
     overhead = 1500 - MTU[backend, families]
-    before = env_of(alpha)
+    before, slowest = env_of(alpha), 0.0
     for mtu in (1400, 1500, 1340, 1490) if families == "ipv4" else (1400, 1500, 1350, 1490):
         alpha.ip("link", "set", "eth0", "mtu", str(mtu))
+        changed = time.monotonic()
         wait_for(
             lambda: env_of(alpha),
             BACK_WITHIN,
             f"subnet.env for an MTU of {mtu}",
             partial(eq, before | {"FLANNEL_MTU": str(mtu - overhead)}),
         )
+        slowest = max(slowest, time.monotonic() - changed)
         wait_all_in_order(backend, alpha, others)
         if backend == "vxlan":
             device = alpha.ip("link", "show", "dev", "flannel.1")[0]
@@ -277,6 +290,7 @@ def test_the_mtu_is_followed_down_and_up(lab: Lab, backend: str, families: str) 
             for address in alpha.pod.addresses:
                 size = mtu - overhead
                 assert other.pod.ping(str(address), count=3, size=size, df=True).lost == 0
+    return slowest
 
 
 def test_an_mtu_below_that_of_ipv6_is_survived(lab: Lab) -> None:
@@ -299,24 +313,27 @@ def test_an_mtu_below_that_of_ipv6_is_survived(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_addresses_that_come_and_go_beside_ours_are_none_of_our_business(lab: Lab, backend: str) -> None:
+def test_addresses_that_come_and_go_beside_ours_are_none_of_our_business(
+    lab: Lab, backend: str, fault: Matrix
+) -> None:
     """Such as those of keepalived: the kernel lists the newest IPv6 address first."""
     alpha, others = start(lab, backend, "dual-stack")
     revision = alpha.daemon.status()["registry"]["revision"]
     chosen = events(alpha.daemon, "external_interface")
-    ping = others[0].pod.start_ping(alpha.pod.address)
-    for verb, resyncs in (("add", 1), ("delete", 2)):
-        alpha.ip_batch(
-            [
-                f"address {verb} 192.0.2.77/32 dev eth0",
-                f"address {verb} 2001:db8::77/64 dev eth0" + (" nodad" if verb == "add" else ""),
-            ]
-        )
-        # Whatever it makes of that, it has begun to make when it takes the next thing.
-        alpha.daemon.send_signal(signal.SIGHUP)
-        wait_for(lambda: len(events(alpha.daemon, "resync")), 5, "SIGHUP", partial(eq, resyncs))
-        wait_all_in_order(backend, alpha, others)
-    assert ping.stop().lost == ()
+    with fault("interface: second address added", backend, expected="no change", check=None) as row:
+        row.stands(alpha, *others)
+        for verb, resyncs in (("add", 1), ("delete", 2)):
+            alpha.ip_batch(
+                [
+                    f"address {verb} 192.0.2.77/32 dev eth0",
+                    f"address {verb} 2001:db8::77/64 dev eth0" + (" nodad" if verb == "add" else ""),
+                ]
+            )
+            # Whatever it makes of that, it has begun to make when it takes the next thing.
+            alpha.daemon.send_signal(signal.SIGHUP)
+            wait_for(lambda: len(events(alpha.daemon, "resync")), 5, "SIGHUP", partial(eq, resyncs))
+            wait_all_in_order(backend, alpha, others)
+        row.recovered(alpha, beside=BESIDE)
     assert alpha.daemon.status()["registry"]["revision"] == revision
     assert events(alpha.daemon, "external_interface") == chosen
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flanneld_py.lab import wait_for
+from tests.netns.observing import wait_in_sync
 from tests.netns.oracle import Rows, actual, differences, expected, own_key, subnet_of, wait_in_order
 from tests.netns.peers import Peer, change_peers, make_peers
 from tests.netns.scenes import BACKENDS, NETWORK, config
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from flanneld_py.lab import Daemon, Host, Lab
     from flanneld_py.lab.process import Process
+    from tests.netns.faults.rows import Matrix, Trial
 
 ROOT = Path(__file__).parents[2]
 MTU = {"host-gw": 1500, "udp": 1472, "vxlan": 1450}
@@ -34,7 +36,7 @@ FILE = ("fsync", "fsync", "set files")
 OWN_FILES = (
     "remove flanneld-py.sock",
     "remove status.json",
-    "remove peers.json",
+    "remove registry",
     "remove state.json",
     "remove lock",
     "remove run/",
@@ -144,13 +146,6 @@ def scene(request: pytest.FixtureRequest, lab: Lab, monkeypatch: pytest.MonkeyPa
     return Scene(host, backend, peers, monkeypatch)
 
 
-def wait_in_sync(daemon: Daemon) -> None:
-    daemon.wait_ready()
-    wait_for(
-        lambda: daemon.status()["state"], 5, "the daemon to be in sync", lambda state: state == "in sync"
-    )
-
-
 def written(text: str) -> list[str]:
     """What die_at says that it wrote."""
     return [line.removeprefix("wrote: ") for line in text.splitlines() if line.startswith("wrote: ")]
@@ -171,14 +166,21 @@ def points(backend: str, *events: str) -> int:
     return sum(len(WRITES[backend][event]) + 1 for event in events)
 
 
-def test_first_start(scene: Scene) -> None:
+def killed(fault: Matrix, scene: Scene, event: str) -> Trial:
+    """A row of the table of faults."""
+    expected = "the next start finishes the work"
+    return fault(f"SIGKILL at any write: {event}", scene.backend, expected=expected, check=None)
+
+
+def test_first_start(scene: Scene, fault: Matrix) -> None:
     host = scene.host
-    for writes in range(points(scene.backend, "first start") + 1):
-        wipe(host)
-        if writes == 0:
-            # For once: what a lease claimed and a process killed before its first write leave behind.
-            scene.start_dying(0).wait_exit()
-        scene.cut_short("first start", writes)
+    with killed(fault, scene, "first start"):
+        for writes in range(points(scene.backend, "first start") + 1):
+            wipe(host)
+            if writes == 0:
+                # For once: what a lease claimed and a process killed before its first write leave behind.
+                scene.start_dying(0).wait_exit()
+            scene.cut_short("first start", writes)
 
 
 def wipe(host: Host) -> None:
@@ -194,16 +196,17 @@ def wipe(host: Host) -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def test_peer_joins_and_leaves(scene: Scene) -> None:
+def test_peer_joins_and_leaves(scene: Scene, fault: Matrix) -> None:
     scene.start()
     scene.host.daemon.kill()
-    for writes in range(points(scene.backend, "peer joins") + 1):
-        for event, change in (("peer joins", "put"), ("peer leaves", "gone")):
-            change_peers(scene.host.etcd, scene.backend, **{change: scene.peers[2:]})
-            scene.cut_short(event, writes)
+    with killed(fault, scene, "peer joins, and leaves"):
+        for writes in range(points(scene.backend, "peer joins") + 1):
+            for event, change in (("peer joins", "put"), ("peer leaves", "gone")):
+                change_peers(scene.host.etcd, scene.backend, **{change: scene.peers[2:]})
+                scene.cut_short(event, writes)
 
 
-def test_peer_moves(scene: Scene) -> None:
+def test_peer_moves(scene: Scene, fault: Matrix) -> None:
     """To another MAC or, with host-gw, to another address."""
     first = scene.peers[0]
     moved = replace(
@@ -212,15 +215,17 @@ def test_peer_moves(scene: Scene) -> None:
     )
     scene.start()
     scene.host.daemon.kill()
-    for writes in range(points(scene.backend, "peer moves") + 1):
-        change_peers(scene.host.etcd, scene.backend, put=[first if writes % 2 else moved])
-        scene.cut_short("peer moves", writes)
+    with killed(fault, scene, "peer moves"):
+        for writes in range(points(scene.backend, "peer moves") + 1):
+            change_peers(scene.host.etcd, scene.backend, put=[first if writes % 2 else moved])
+            scene.cut_short("peer moves", writes)
 
 
 def test_cleanup(scene: Scene) -> None:
     host, expected_writes = scene.host, WRITES[scene.backend]["cleanup"]
     for writes in range(points(scene.backend, "cleanup") + 1):
         scene.start()
+        wait_for((host.state_directory / "registry").exists, 5, "the state to be complete")
         host.daemon.kill()
         cut = scene.ctl("tests.netns.die_at", str(writes), "ctl")
         dies = writes <= len(expected_writes)

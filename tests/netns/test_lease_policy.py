@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flanneld_py.lab import wait_for
+from tests.netns.faults.surfaces import OBSERVED
 from tests.netns.observing import events, start_pings, wait_answers, wait_held, wait_status
 from tests.netns.oracle import own_key, subnet_of, wait_in_order
 from tests.netns.peers import Peer, change_peers
-from tests.netns.registry_history import Stored, history, revision, stored
+from tests.netns.registry_history import Stored, history, nothing_written, revision, stored
 from tests.netns.scenes import BACKENDS, config, overlay
 
 if TYPE_CHECKING:
     from flanneld_py.lab import Host, Lab
+    from tests.netns.faults.rows import Matrix
 
 # --- loss -----------------------------------------------------------------------------------------
 
@@ -32,22 +34,31 @@ def take_away(host: Host, backend: str) -> Peer:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_hold_keeps_the_data_plane_and_claims_the_subnet_when_it_is_free(lab: Lab, backend: str) -> None:
-    alpha, beta = overlay(lab, backend, "alpha", "beta")
+def test_hold_keeps_the_data_plane_and_claims_the_subnet_when_it_is_free(
+    lab: Lab, backend: str, fault: Matrix
+) -> None:
+    alpha, beta = overlay(lab, backend, "alpha", "beta", flags=OBSERVED)
     key, before, since = own_key(alpha), alpha.subnet_env(), revision(lab.etcd) + 1
-    taker = take_away(alpha, backend)
-    status = wait_status(alpha.daemon, "a conflict", lambda s: s["lease"]["state"] == "conflict")
-    for part in (subnet_of(key), taker.public, "another-node", key):
-        assert part in status["lease"]["reason"]
-    assert "--on-lease-loss" in status["problems"][0]["fix"]
-    assert status["subnets"] == [subnet_of(key)], "the data plane stays"
-    assert alpha.subnet_env() == before
-    assert [event.record.get("NodeID") for event in history(lab.etcd, since)] == ["another-node"]
+    expected = "the taker is named, the data plane stays; claimed when it is free"
+    with fault(
+        "key taken by another node", backend, expected=expected, check="lease", says="another-node"
+    ) as row:
+        row.stands(alpha)
+        taker = take_away(alpha, backend)
+        status = wait_status(alpha.daemon, "a conflict", lambda s: s["lease"]["state"] == "conflict")
+        for part in (subnet_of(key), taker.public, "another-node", key):
+            assert part in status["lease"]["reason"]
+        assert "--on-lease-loss" in status["problems"][0]["fix"]
+        assert status["subnets"] == [subnet_of(key)], "the data plane stays"
+        row.seen(alpha)
+        row.endures()
+        assert alpha.subnet_env() == before
+        assert [event.record.get("NodeID") for event in history(lab.etcd, since)] == ["another-node"]
 
-    change_peers(lab.etcd, backend, gone=[taker])
-    wait_held(alpha.daemon, key)
-    for host in (alpha, beta):
-        wait_in_order(host, backend)
+        change_peers(lab.etcd, backend, gone=[taker])
+        row.cured()
+        wait_held(alpha.daemon, key)
+        row.recovered(alpha, beta)
     ping = start_pings(alpha, beta)
     wait_answers(ping)
     assert ping.stop().lost == ()
@@ -206,7 +217,7 @@ def test_without_a_host_of_go_flannel_nothing_is_ever_written_again(lab: Lab) ->
     lab.etcd.ctl("put", f"{lab.etcd.prefix}/subnets/10.5.77.0-24", "garbage")
     since = revision(lab.etcd)
     time.sleep(2.5 * PERIOD)
-    assert revision(lab.etcd) == since
+    assert nothing_written(lab.etcd, since)
     assert [stored(lab.etcd, record.key) for record in records] == records
 
 
@@ -241,7 +252,7 @@ def test_with_one_each_record_is_put_again_in_time_unchanged_and_under_its_lease
     )
     since = revision(lab.etcd)
     time.sleep(1.5 * PERIOD)
-    assert revision(lab.etcd) == since, "and no more after it has gone"
+    assert nothing_written(lab.etcd, since), "and no more after it has gone"
 
 
 def routes_of_go(events: list[Stored], own: str) -> set[str]:

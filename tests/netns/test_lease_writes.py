@@ -136,7 +136,7 @@ def test_a_registry_of_an_earlier_time_does_not_take_the_host_back_to_its_subnet
     assert now.text is not None
     pings = start_pings(beta, alpha)
     then = f"{lab.etcd.prefix}/subnets/10.5.90.0-24"
-    lease = lab.etcd.ctl("lease", "grant", "600").split()[1]
+    lease = lab.etcd.grant(600)
     gone = f"del {lab.etcd.prefix}/subnets/{now.key}"
     lab.etcd.ctl("txn", text=f"\n{gone}\nput --lease={lease} {then} {json.dumps(now.text)}\n\n\n")
     wait_status(alpha.daemon, "the lease", lambda s: s["lease"]["etcd_lease"] == lease)

@@ -30,7 +30,7 @@ def clone_records(etcd: EtcdServer, template: dict[str, object], count: int) -> 
     bases = (f"10.{second}.{third}.0" for second in (6, 7) for third in range(256))
     free = [base for base in bases if base not in taken][:count]
     assert len(free) == count
-    lease = etcd.ctl("lease", "grant", "86400").split()[1]
+    lease = etcd.grant(86_400)
     puts = []
     for number, base in enumerate(free):
         mac = f"02:70:00:00:{number >> 8:02x}:{number & 255:02x}"

@@ -300,14 +300,19 @@ def test_a_burst_is_one_wakeup_and_cheap(net: Namespace, agent: Agent) -> None:
     assert monitor.wait(QUIET) is None
 
 
-def test_an_overflow_is_told_and_got_over(net: Namespace, agent: Agent) -> None:
-    tables, monitor = agent.make(RtnetlinkTables, PREFIX), agent.make(Monitor)
-    monitor.follow(devices(DEV), SCOPE)
+def write_many(tables: RtnetlinkTables) -> None:
+    """More than fits into a socket that hears of it."""
     subnets = list(IPv4Network("10.5.0.0/16").subnets(new_prefix=30))
     hop = NextHop(DEV, ip_address("10.5.3.0"), onlink=True)
     assert tables.apply([Op("set", "nexthops", hop, True)])[0].error is None
     for verb in ("set", "del", "set", "del"):
         tables.apply([Op("set" if verb == "set" else "del", "routes", s, Route(hop)) for s in subnets])
+
+
+def test_an_overflow_is_told_and_got_over(net: Namespace, agent: Agent) -> None:
+    tables, monitor = agent.make(RtnetlinkTables, PREFIX), agent.make(Monitor)
+    monitor.follow(devices(DEV), SCOPE)
+    write_many(tables)
     heard = monitor.wait(SOON)
     assert heard is not None
     assert heard.overflow
@@ -317,6 +322,17 @@ def test_an_overflow_is_told_and_got_over(net: Namespace, agent: Agent) -> None:
     assert heard is not None
     assert "u0" in heard.links
     assert not heard.overflow
+
+
+def test_our_own_writes_take_no_room(net: Namespace, agent: Agent) -> None:
+    """The kernel keeps them from a socket of ours."""
+    tables = agent.make(RtnetlinkTables, PREFIX)
+    monitor = agent.make(Monitor, tables.port_ids)
+    monitor.follow(devices(DEV), SCOPE)
+    write_many(tables)
+    assert monitor.wait(QUIET) is None
+    net.ip("route add 10.5.77.0/24 dev u0 proto 96")
+    assert monitor.wait(SOON) == Heard(ours=True, host=True)
 
 
 # --- the thread that listens ----------------------------------------------------------------------

@@ -13,6 +13,7 @@ from flanneld_py.errors import Refused, UsageError
 from flanneld_py.lab import wait_for
 from flanneld_py.lab.process import command_line, descendants
 from tests.netns.etcd_servers import PREFIX
+from tests.netns.faults.surfaces import OBSERVED
 from tests.netns.observing import codes, events, start_pings, wait_answers, wait_status
 from tests.netns.oracle import wait_in_order
 from tests.netns.peers import change_peers, make_peers
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from flanneld_py.drivers.etcd import EtcdRegistry
     from flanneld_py.lab import EtcdServer, Host, Lab
     from tests.netns.etcd_servers import Etcd
+    from tests.netns.faults.rows import Matrix
 
 pytestmark = pytest.mark.netns
 
@@ -217,8 +219,9 @@ def start(lab: Lab, tmp_path: Path) -> tuple[Host, Host, Path]:
     file = tmp_path / "password"
     file.write_text(f"{PASSWORD}\n")
     alpha, beta = lab.add_hosts("alpha", "beta")
-    alpha.start_daemon(["--etcd-username=node", "-v=1"], env={"FLANNELD_ETCD_PASSWORD": PASSWORD})
-    beta.start_daemon(["--etcd-username=node", f"--etcd-password-file={file}"])
+    flags = [*OBSERVED, "--etcd-username=node"]
+    alpha.start_daemon([*flags, "-v=1"], env={"FLANNELD_ETCD_PASSWORD": PASSWORD})
+    beta.start_daemon([*flags, f"--etcd-password-file={file}"])
     for host in (alpha, beta):
         host.daemon.wait_ready()
         host.attach_pods()
@@ -226,7 +229,7 @@ def start(lab: Lab, tmp_path: Path) -> tuple[Host, Host, Path]:
     return alpha, beta, file
 
 
-def test_daemons_outlive_tokens_and_restarts_of_etcd(fresh_lab: Lab, tmp_path: Path) -> None:
+def test_daemons_outlive_tokens_and_restarts_of_etcd(fresh_lab: Lab, tmp_path: Path, fault: Matrix) -> None:
     etcd = fresh_lab.etcd
     ask_for_passwords(etcd, f"--auth-token-ttl={TOKEN_SECONDS}")
     alpha, beta, _ = start(fresh_lab, tmp_path)
@@ -239,10 +242,10 @@ def test_daemons_outlive_tokens_and_restarts_of_etcd(fresh_lab: Lab, tmp_path: P
         else:
             # The daemons have nothing to say meanwhile, so their tokens end.
             time.sleep(TOKENS_OVER)
-        change_peers(etcd, "vxlan", put=[peer])
-        for host in (alpha, beta):
-            wait_in_order(host, "vxlan", 10)
-            wait_status(host.daemon, "no problem", lambda s: not s["problems"])
+        name = "etcd restarted, users log in anew" if number % 2 else "auth token expired"
+        with fault(name, "vxlan", expected="changes are followed", check=None, back_within=10) as row:
+            change_peers(etcd, "vxlan", put=[peer])
+            row.recovered(alpha, beta)
     # A claim needs a token as well.
     key = alpha.daemon.status()["lease"]["key"]
     etcd.ctl("del", f"{etcd.prefix}/subnets/{key}")
@@ -251,6 +254,23 @@ def test_daemons_outlive_tokens_and_restarts_of_etcd(fresh_lab: Lab, tmp_path: P
     assert ping.stop().lost == ()
     for host in (alpha, beta):
         assert PASSWORD not in everything_readable(host)
+
+
+def test_a_user_is_revoked_and_let_in_again(fresh_lab: Lab, tmp_path: Path, fault: Matrix) -> None:
+    """The watch there is goes on being served by etcd; it shows when the next one is opened."""
+    etcd = fresh_lab.etcd
+    ask_for_passwords(etcd)
+    alpha, beta, _ = start(fresh_lab, tmp_path)
+    with fault("user revoked", "vxlan", expected="all peers stay", check="registry", says="refused") as row:
+        row.stands(alpha, beta)
+        etcd.ctl("user", "revoke-role", "node", "node")
+        etcd.stop()
+        etcd.start()
+        row.injected()
+        row.seen(alpha, beta)
+        row.endures()
+        etcd.ctl("user", "grant-role", "node", "node")
+        row.recovered(alpha, beta)
 
 
 def test_a_changed_password_is_taken_from_the_file(fresh_lab: Lab, tmp_path: Path) -> None:

@@ -11,11 +11,14 @@ from flanneld_py.errors import Unreachable
 from flanneld_py.lab import wait_for
 from tests.netns.etcd_cluster import Cluster
 from tests.netns.etcd_servers import PREFIX, free_ports, wait_until
+from tests.netns.faults.product import on_vxlan
+from tests.netns.faults.rows import AFTER_A_NEW_LEADER
+from tests.netns.faults.surfaces import OBSERVED
 from tests.netns.observing import codes, events, start_pings, wait_answers, wait_status
 from tests.netns.oracle import actual, wait_in_order
 from tests.netns.peers import change_peers, make_peers
 from tests.netns.registry_clients import following, seen
-from tests.netns.scenes import config
+from tests.netns.scenes import overlay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from flanneld_py.lab import Host, Lab
     from tests.netns.etcd_cluster import Member
     from tests.netns.etcd_servers import Etcd
+    from tests.netns.faults.rows import Matrix
 
 NEW_LEASE_WITHIN = 10.0
 FOUND_OUT_WITHIN = 15.0
@@ -110,21 +114,12 @@ def test_endpoints_are_used_in_the_order_given_and_left_only_when_they_fail(
 
 @pytest.fixture
 def cluster(fresh_lab: Lab) -> Cluster:
-    """In the place of the lab's own etcd, with a config."""
+    """In the place of the lab's own etcd."""
     fresh_lab.etcd.stop()
     cluster = Cluster(fresh_lab)
     fresh_lab.etcd = cluster
     cluster.start()
-    cluster.put_config(config("vxlan"))
     return cluster
-
-
-def start(lab: Lab, *names: str) -> list[Host]:
-    hosts = lab.add_hosts(*names)
-    lab.start_daemons()
-    for host in hosts:
-        wait_in_order(host, "vxlan")
-    return hosts
 
 
 def used_by(host: Host, cluster: Cluster) -> Member:
@@ -133,21 +128,21 @@ def used_by(host: Host, cluster: Cluster) -> Member:
     return next(member for member in cluster.members if member.url == url)
 
 
-def assert_a_new_host_joins(lab: Lab, hosts: list[Host], name: str, began: float) -> Host:
+def assert_a_new_host_joins(lab: Lab, backend: str, hosts: list[Host], name: str, began: float) -> Host:
     """Within NEW_LEASE_WITHIN of `began`, and the others see it."""
     newcomer = lab.add_host(name)
-    newcomer.start_daemon().wait_ready()
+    newcomer.start_daemon(OBSERVED).wait_ready()
     assert time.monotonic() - began < NEW_LEASE_WITHIN
     newcomer.attach_pods()
     for host in (newcomer, *hosts):
-        wait_in_order(host, "vxlan", FOUND_OUT_WITHIN)
+        wait_in_order(host, backend, FOUND_OUT_WITHIN)
     return newcomer
 
 
-def test_the_leader_is_killed(fresh_lab: Lab, cluster: Cluster) -> None:
-    alpha, beta = start(fresh_lab, "alpha", "beta")
+@on_vxlan
+def test_the_leader_is_killed(fresh_lab: Lab, cluster: Cluster, backend: str, fault: Matrix) -> None:
+    alpha, beta = overlay(fresh_lab, backend, "alpha", "beta", flags=OBSERVED)
     leases = cluster.leases()
-    ping = start_pings(alpha, beta)
     for round_number in range(2):
         leader = cluster.leader()
         # The second time the daemons watch the one that dies.
@@ -157,13 +152,17 @@ def test_the_leader_is_killed(fresh_lab: Lab, cluster: Cluster) -> None:
                 cluster.ctl("move-leader", member_id(cluster, used))
                 leader = cluster.leader()
                 assert leader is used
-        leader.kill()
-        killed = time.monotonic()
-        newcomer = assert_a_new_host_joins(fresh_lab, [alpha, beta], f"gamma{round_number}", killed)
-        for host in (alpha, beta, newcomer):
-            wait_status(host.daemon, "no problem", lambda s: not s["problems"], FOUND_OUT_WITHIN)
+        name = "leader killed, of three members" + (", which we used" if round_number else "")
+        more = {"expected": "a new host joins within 10 s", "back_within": AFTER_A_NEW_LEADER}
+        with fault(name, backend, check=None, **more) as row:
+            row.stands(alpha, beta)
+            leader.kill()
+            row.cured()
+            newcomer = assert_a_new_host_joins(
+                fresh_lab, backend, [alpha, beta], f"gamma{round_number}", time.monotonic()
+            )
+            row.recovered(alpha, beta, newcomer)
         cluster.start()
-    assert ping.stop().lost == ()
     for host in (alpha, beta):
         assert events(host.daemon, "lease_lost") == []
         assert events(host.daemon, "registry_relist") == [], "the watch was not resumed"
@@ -175,28 +174,61 @@ def member_id(cluster: Cluster, member: Member) -> str:
     return next(line.split(",")[0] for line in lines if member.url in line)
 
 
-def test_the_member_in_use_is_cut_off(fresh_lab: Lab, cluster: Cluster) -> None:
-    alpha, beta = start(fresh_lab, "alpha", "beta")
-    ping = start_pings(alpha, beta)
+@on_vxlan
+def test_the_member_in_use_is_cut_off(fresh_lab: Lab, cluster: Cluster, backend: str, fault: Matrix) -> None:
+    alpha, beta = overlay(fresh_lab, backend, "alpha", "beta", flags=OBSERVED)
     used = used_by(alpha, cluster)
-    used.cut()
-    cut = time.monotonic()
-    assert_a_new_host_joins(fresh_lab, [alpha, beta], "gamma", cut)
+    with fault(
+        "member in use cut off, of three",
+        backend,
+        expected="another member is used",
+        check="registry",
+        says="unreachable",
+        back_within=AFTER_A_NEW_LEADER,
+    ) as row:
+        row.stands(alpha, beta)
+        used.cut()
+        row.cured()
+        row.seen(alpha, beta, passes=True)
+        row.recovered(alpha, beta)
+    assert_a_new_host_joins(fresh_lab, backend, [alpha, beta], "gamma", time.monotonic())
     for host in (alpha, beta):
         assert used_by(host, cluster) is not used
-        wait_status(host.daemon, "no problem", lambda s: not s["problems"])
         assert events(host.daemon, "registry_relist") == []
     used.mend()
     (peer,) = make_peers(cluster, 1)
-    change_peers(cluster, "vxlan", put=[peer])
+    change_peers(cluster, backend, put=[peer])
     for host in (alpha, beta):
-        wait_in_order(host, "vxlan")
-    assert ping.stop().lost == ()
+        wait_in_order(host, backend)
 
 
-def test_the_quorum_is_lost(fresh_lab: Lab, cluster: Cluster) -> None:
-    alpha, beta = start(fresh_lab, "alpha", "beta")
-    rows = {host: actual(host, "vxlan") for host in (alpha, beta)}
+@on_vxlan
+def test_the_quorum_is_lost(fresh_lab: Lab, cluster: Cluster, backend: str, fault: Matrix) -> None:
+    alpha, beta = overlay(fresh_lab, backend, "alpha", "beta", flags=OBSERVED)
+    with fault(
+        "quorum lost, of three members",
+        backend,
+        expected="all peers stay",
+        check="registry",
+        says="no leader",
+        back_within=AFTER_A_NEW_LEADER,
+    ) as row:
+        row.stands(alpha, beta)
+        for member in cluster.members[1:]:
+            member.kill()
+        row.injected()
+        row.seen(alpha, beta)
+        row.endures()
+        cluster.start()
+        row.recovered(alpha, beta)
+
+
+@pytest.mark.parametrize("backend", ["vxlan"])
+def test_a_daemon_that_starts_without_a_quorum_changes_nothing(
+    fresh_lab: Lab, cluster: Cluster, backend: str
+) -> None:
+    alpha, beta = overlay(fresh_lab, backend, "alpha", "beta", flags=OBSERVED)
+    rows = {host: actual(host, backend) for host in (alpha, beta)}
     ping = start_pings(alpha, beta)
     last, *others = cluster.members
     for member in others:
@@ -214,11 +246,11 @@ def test_the_quorum_is_lost(fresh_lab: Lab, cluster: Cluster) -> None:
     beta.start_daemon()
     wait_status(beta.daemon, "the reason", lambda s: codes(s) == ["registry-unreachable"], FOUND_OUT_WITHIN)
     for host in (alpha, beta):
-        assert actual(host, "vxlan") == rows[host]
+        assert actual(host, backend) == rows[host]
     assert len(alpha.daemon.log_lines()) - tries[alpha] < 5
     cluster.start()
     for host in (alpha, beta):
         wait_status(host.daemon, "no problem", lambda s: s["state"] == "in sync", FOUND_OUT_WITHIN)
-        assert actual(host, "vxlan") == rows[host]
+        assert actual(host, backend) == rows[host]
     assert ping.stop().lost == ()
-    wait_for(lambda: actual(alpha, "vxlan"), 1, "nothing to change", lambda seen: seen == rows[alpha])
+    wait_for(lambda: actual(alpha, backend), 1, "nothing to change", lambda seen: seen == rows[alpha])

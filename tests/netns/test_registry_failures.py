@@ -14,6 +14,7 @@ import pytest
 from flanneld_py.drivers import etcd, etcdwatch
 from flanneld_py.drivers.etcd import EtcdRegistry
 from flanneld_py.errors import Unreachable
+from flanneld_py.model import Changes
 from tests.netns.etcd_servers import PREFIX, Etcd, free_ports, wait_until
 from tests.netns.registry_clients import following, seen, watching
 
@@ -110,6 +111,45 @@ def test_frozen_server(
         assert "deadline exceeded" in ended[name][1]
     assert ended["get, closed"][0] < 2
     assert "closed by us" in ended["get, closed"][1]
+
+
+def test_silence_is_told_before_a_watch_is_given_up_for_it(
+    servers: Callable[..., Etcd], connect: Callable[..., EtcdRegistry]
+) -> None:
+    server = servers().start()
+    registry = connect(server.url)
+    listing = registry.list()
+    told: list[float] = []
+    came: list[Changes | str] = []
+    stream = registry.watch(
+        listing.revision,
+        listing.cluster_id,
+        on_silence=lambda: told.append(time.monotonic()),
+        probe_seconds=lambda: 0.0,  # as soon as there was time for an answer
+    )
+
+    def listen() -> None:
+        try:
+            came.extend(stream)
+        except Unreachable as error:
+            came.append(str(error))
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    wait_until(lambda: len(came) > 1)
+    assert told == []
+    server.signal(signal.SIGSTOP)
+    frozen, signs = time.monotonic(), len(came)
+    wait_until(lambda: told)
+    assert told[0] - frozen < etcdwatch.ANSWER_SECONDS
+    server.signal(signal.SIGCONT)
+    wait_until(lambda: len(came) > signs + 1)
+    assert all(isinstance(sign, Changes) for sign in came), "late, but the watch goes on"
+    server.signal(signal.SIGSTOP)
+    listener.join(15)
+    server.signal(signal.SIGCONT)
+    assert came[-1] == f"etcd {server.url}: the watch has fallen silent"
+    assert len(told) == 2, "once for each silence"
 
 
 def test_first_listing_of_a_frozen_server_fails_soon(

@@ -85,7 +85,7 @@ def test_distrust_lists_again_at_once_but_not_again_and_again(
 ) -> None:
     server.put((f"{PREFIX}/subnets/{KEY}", RECORD))
     with following(server) as (watch, inbox):
-        assert server.received() == {"Put": 1, "Range": 1, "Watch": 1}
+        wait_until(lambda: server.received() == {"Put": 1, "Range": 1, "Watch": 1})
         watch.distrust()
         wait_until(lambda: server.received() == {"Put": 1, "Range": 2, "Watch": 2})
         for _ in range(10):

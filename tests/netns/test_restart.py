@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from flanneld_py.lab import wait_for
+from flanneld_py.lab import Transfer, wait_for
 from tests.netns.kernel_writes import STRACE, Trace, kernel_writes
+from tests.netns.observing import wait_in_sync
 from tests.netns.oracle import differences, own_key, wait_in_order
 from tests.netns.peers import Peer, change_peers, make_peers
+from tests.netns.registry_history import nothing_written, revision
 from tests.netns.scenes import BACKENDS, overlay
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from flanneld_py.lab import Daemon, Host, Lab
 
 PINGS = 1000
 """Spread over 5 s, which a restart must fit into."""
-
-
-def revision(lab: Lab) -> int:
-    """Of etcd's whole store: any write by anybody makes it grow."""
-    header: dict[str, int] = lab.etcd.ctl_json("get", lab.etcd.prefix)["header"]
-    return header["revision"]
-
-
-def wait_in_sync(daemon: Daemon) -> None:
-    daemon.wait_ready()
-    wait_for(
-        lambda: daemon.status()["state"], 5, "the daemon to be in sync", lambda state: state == "in sync"
-    )
 
 
 def stop_and_read_trace(daemon: Daemon) -> Trace:
@@ -87,7 +79,7 @@ class Foreign:
 def test_with_nothing_changed_nothing_is_written_and_nothing_lost(lab: Lab, backend: str) -> None:
     alpha, beta = overlay(lab, backend, "alpha", "beta")
     foreign = Foreign(alpha)
-    before, stored, env = foreign.text(), revision(lab), alpha.subnet_file.read_bytes()
+    before, stored, env = foreign.text(), revision(lab.etcd), alpha.subnet_file.read_bytes()
     ping = alpha.pod.start_ping(beta.pod.address)
     wait_for(ping.answered, 5, "the first answers", lambda count: count >= 100)
 
@@ -100,10 +92,99 @@ def test_with_nothing_changed_nothing_is_written_and_nothing_lost(lab: Lab, back
     assert loss.sent >= PINGS
     assert loss.lost == ()
     assert daemon.status()["drift"]["ops"] == {"set": 0, "del": 0}
-    assert revision(lab) == stored
+    assert nothing_written(lab.etcd, stored)
     assert stop_and_read_trace(daemon).writes == []
     assert foreign.text() == before
     assert alpha.subnet_file.read_bytes() == env
+
+
+# --- again and again ------------------------------------------------------------------------------
+
+RESTARTS = 20
+INTERVAL = 0.005
+"""Seconds from ping to ping."""
+MOST_LOST = {"host-gw": 0.0, "vxlan": 0.0, "udp": 0.050}
+"""Seconds of a restart in which pings are lost; of udp with a keeper."""
+MARK = "198.51.100.9"
+"""A route by which a monitor is known to be there."""
+FLOW = 1 << 20
+"""Bytes of a TCP connection that lasts as long as a restart."""
+
+
+@contextmanager
+def told_by_the_kernel(host: Host) -> Iterator[list[str]]:
+    """Fills the list when the block ends: what the kernel announced of links, addresses and routes.
+
+    Of neighbours and FDB entries only those of overlay devices; the others come and go with traffic.
+    """
+    told: list[str] = []
+    monitors = [
+        host.spawn("monitor", ["ip", "-o", "monitor", "link", "address", "route", "nexthop"]),
+        host.spawn("monitor", ["ip", "-o", "monitor", "neigh"]),
+        host.spawn("monitor", ["bridge", "-o", "monitor", "fdb"]),
+    ]
+    probe = ["ip", "route", "replace", MARK, "dev", "lo"]
+    wait_for(lambda: host.run(probe) + monitors[0].output(), 10, "a monitor", lambda text: MARK in text)
+    before = len(monitors[0].output().splitlines())
+    try:
+        yield told
+    finally:
+        host.run(["ip", "route", "del", MARK])
+        wait_for(monitors[0].output, 5, "the last line", lambda text: f"Deleted {MARK}" in text)
+        lines = monitors[0].output().splitlines()[before:]
+        # The pods' devices are the lab's, and may settle a little later.
+        told += [line for line in lines if MARK not in line and f": {host.pod_port}" not in line]
+        told += [line for m in monitors[1:] for line in m.output().splitlines() if "flannel" in line]
+        for monitor in monitors:
+            host.discard(monitor)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_twenty_restarts_with_nothing_changed(lab: Lab, backend: str, figure: Callable[[str], None]) -> None:
+    alpha, beta = overlay(lab, backend, "alpha", "beta")
+    stored, own = revision(lab.etcd), own_key(alpha)
+    slowest = 0.0
+    with told_by_the_kernel(alpha) as told:
+        ping = alpha.pod.start_ping(beta.pod.address)
+        wait_for(ping.answered, 5, "the first answers", lambda count: count >= 100)
+        for n in range(RESTARTS):
+            flow = Transfer(beta.pod, alpha.pod, alpha.pod.address, FLOW, seconds=2)
+            if n % 2:
+                alpha.daemon.kill()
+            else:
+                assert alpha.daemon.terminate() == 0
+            daemon = alpha.start_daemon()
+            slowest = max(slowest, daemon.wait_ready())
+            wait_in_sync(daemon)
+            assert daemon.status()["drift"]["ops"] == {"set": 0, "del": 0}, f"restart {n}"
+            assert flow.finish() == FLOW
+        loss = ping.stop()
+    lost = len(loss.lost) * INTERVAL / RESTARTS
+    figure(
+        f"{backend}: {len(loss.lost)} of {loss.sent} pings lost over {RESTARTS} restarts, "
+        f"{lost * 1000:.0f} ms each; READY after {slowest:.1f} s at most"
+    )
+    assert told == [], "written to the kernel"
+    assert nothing_written(lab.etcd, stored), "written to etcd"
+    assert own_key(alpha) == own
+    assert lost <= MOST_LOST[backend]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_all_hosts_are_restarted_at_once_and_etcd_has_nothing_to_tell(lab: Lab, backend: str) -> None:
+    names = ("alpha", "beta", "gamma", "delta", "epsilon")
+    hosts = overlay(lab, backend, *names)
+    leases, stored = lab.etcd.leases(), revision(lab.etcd)
+    for host in hosts:
+        host.daemon.kill()
+    for host in hosts:
+        host.start_daemon()
+    for host in hosts:
+        host.daemon.wait_ready(60)
+        wait_in_order(host, backend)
+        assert host.daemon.status()["drift"]["ops"] == {"set": 0, "del": 0}
+    assert nothing_written(lab.etcd, stored)
+    assert lab.etcd.leases() == leases
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import pytest
 from flanneld_py.lab import wait_for
 from tests.netns.observing import start_pings, wait_held, wait_status
 from tests.netns.oracle import own_key, wait_in_order
-from tests.netns.registry_history import Stored, history, revision, stored
+from tests.netns.registry_history import history, record_at, revision
 from tests.netns.scenes import BACKENDS, config, overlay
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def test_a_host_that_comes_to_an_address_in_use_has_the_conflict_until_it_is_fre
     beta.iface = "ext0"
     for host in hosts:
         host.start_daemon([f"--subnet-lease-ttl={TTL}s"]).wait_ready()
-    alphas = record_at(lab, own_key(alpha))
+    alphas = record_at(lab.etcd, own_key(alpha))
     key = beta.daemon.status()["lease"]["key"]
     for host in (alpha, gamma):
         host.attach_pods()
@@ -95,28 +95,22 @@ def test_a_host_that_comes_to_an_address_in_use_has_the_conflict_until_it_is_fre
     told = wait_status(beta.daemon, "the conflict", lambda seen: seen["lease"]["state"] == "conflict")
     for part in (alpha.address, alpha.node_id, alphas.key):
         assert part in told["lease"]["reason"]
-    assert record_at(lab, key).record["PublicIP"] == alpha.address
+    assert record_at(lab.etcd, key).record["PublicIP"] == alpha.address
     wait_status(alpha.daemon, "it to be named", lambda seen: key in seen["peers"]["bad"])
-    wait_renewal(lab, record_at(lab, key).lease)
+    wait_renewal(lab, record_at(lab.etcd, key).lease)
     beta.daemon.kill()
     beta.start_daemon([f"--subnet-lease-ttl={TTL}s"])
     wait_status(beta.daemon, "the conflict again", lambda seen: seen["lease"]["state"] == "conflict")
-    wait_renewal(lab, record_at(lab, key).lease)
-    assert record_at(lab, alphas.key) == alphas
+    wait_renewal(lab, record_at(lab.etcd, key).lease)
+    assert record_at(lab.etcd, alphas.key) == alphas
     assert alpha.daemon.status()["lease"]["state"] == "held"
     assert ping.stop().lost == ()
 
     beta.ip_batch(["address add 192.0.2.77/32 dev ext0", f"address delete {alpha.address}/32 dev ext0"])
     wait_held(beta.daemon, key)
-    assert record_at(lab, key).record["PublicIP"] == "192.0.2.77"
+    assert record_at(lab.etcd, key).record["PublicIP"] == "192.0.2.77"
     for host in (alpha, gamma):
         wait_in_order(host, "vxlan")
-
-
-def record_at(lab: Lab, key: str) -> Stored:
-    found = stored(lab.etcd, key)
-    assert found is not None, f"{key} is not in etcd"
-    return found
 
 
 def wait_renewal(lab: Lab, lease: int) -> None:

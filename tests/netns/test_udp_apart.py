@@ -99,7 +99,7 @@ def test_nothing_of_the_daemon_waits_for_pumps_that_hang(lab: Lab, figure: Calla
 
 def many_peers(lab: Lab, first: str) -> None:
     """Records of ten thousand hosts, all in a few transactions."""
-    lease = lab.etcd.ctl("lease", "grant", "86400").split()[1]
+    lease = lab.etcd.grant(86_400)
     base, public = int(IPv4Address("10.5.0.0")), IPv4Address(first)
     puts = [
         f"put --lease={lease} {lab.etcd.prefix}/subnets/{IPv4Address(base + 16 * number)}-28 "

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from flanneld_py.lab.entering import inside
 from tests.netns import test_udp_pump
-from tests.netns.entering import inside
 from tests.netns.test_udp_pump import PLANES, pair
 from tests.netns.udp_traffic import leaves_in_one_piece
 

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flanneld_py.lab import Transfer, wait_for
+from flanneld_py.lab.entering import inside
 from flanneld_py.udp import pump
 from flanneld_py.udp.pump import ANSWER_WITHIN, CRASHES, WORKER, Pump, PumpDown, open_socket
 from flanneld_py.udp.table import Peer, SourceCheck
-from tests.netns.entering import inside
 from tests.netns.plain_udp_peer import PlainPeer
 from tests.netns.udp_ends import DEVICE, MTU, PORT, End, as_peer
 from tests.netns.udp_packets import DF, IPV4_IN, MF, ipv4

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flanneld_py.lab import wait_for
+from flanneld_py.lab.entering import inside
 from flanneld_py.udp import pump
 from flanneld_py.udp.pump import ANSWER_WITHIN, CRASHES, PumpDown, open_socket
 from tests.netns import test_udp_pump
-from tests.netns.entering import inside
 from tests.netns.test_udp_pump import PLANES, join, pair
 from tests.netns.udp_ends import PORT
 from tests.netns.udp_packets import DF, ipv4

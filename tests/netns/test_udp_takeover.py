@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flanneld_py.lab import wait_for
-from tests.netns.entering import inside
+from flanneld_py.lab.entering import inside
 from tests.netns.observing import wait_problem
 from tests.netns.oracle import wait_in_order
 from tests.netns.scenes import overlay

@@ -15,7 +15,7 @@ import pytest
 
 import flanneld_py
 from flanneld_py.lab import wait_for
-from tests.netns.entering import inside
+from flanneld_py.lab.entering import inside
 from tests.netns.observing import codes, events, wait_problem, wait_status
 from tests.netns.oracle import wait_in_order
 from tests.netns.scenes import config, overlay

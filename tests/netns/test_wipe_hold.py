@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flanneld_py.lab import wait_for
+from tests.netns.faults.product import on_vxlan
+from tests.netns.faults.surfaces import OBSERVED
 from tests.netns.kernel_writes import STRACE, kernel_writes
 from tests.netns.observing import events, start_pings, wait_answers, wait_status
-from tests.netns.oracle import actual, wait_in_order
+from tests.netns.offline import kept, kept_roles
+from tests.netns.oracle import actual, own_key, wait_in_order
 from tests.netns.peers import change_peers, make_peers
 from tests.netns.scenes import BACKENDS, config, overlay
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from flanneld_py.lab import Host, Lab
+    from tests.netns.faults.rows import Matrix
     from tests.netns.peers import Peer
 
 USUAL_STAY = 3.0
@@ -30,21 +34,21 @@ GRACE = 6.0
 COUNT = 8
 
 
-def with_ghosts(lab: Lab, backend: str, *flags: str, count: int = COUNT) -> tuple[Host, list[Peer]]:
-    """A host with so many peers that exist in etcd only, all in its memory for the next run."""
+def with_ghosts(lab: Lab, backend: str, *flags: str) -> tuple[Host, list[Peer]]:
+    """A host with COUNT peers that exist in etcd only, all in its memory for the next run."""
     lab.etcd.put_config(config(backend))
-    ghosts = make_peers(lab.etcd, count)
+    ghosts = make_peers(lab.etcd, COUNT)
     change_peers(lab.etcd, backend, put=ghosts)
     alpha = lab.add_host("alpha")
     alpha.start_daemon(flags).wait_ready()
     wait_in_order(alpha, backend)
-    wait_for(partial(remembered, alpha), 5, "the peers in a file", lambda seen: len(seen) == count)
+    wait_for(partial(remembered, alpha), 5, "the peers in a file", lambda seen: len(seen) == COUNT)
     return alpha, ghosts
 
 
 def remembered(host: Host) -> set[str]:
-    file = host.state_directory / "peers.json"
-    return set(json.loads(file.read_text())["peers"]) if file.exists() else set()
+    """Keys of the peers in what it keeps for a start without etcd."""
+    return {key for key, role in kept_roles(host).items() if role in ("peer", "held")}
 
 
 def rows_of(host: Host, backend: str, peers: Iterable[Peer]) -> dict[str, str]:
@@ -57,36 +61,50 @@ def wait_gone(host: Host, backend: str, peers: Iterable[Peer], timeout: float) -
     wait_for(lambda: rows_of(host, backend, peers), timeout, "them to be gone", lambda seen: not seen)
 
 
+@on_vxlan
 @pytest.mark.parametrize("one_by_one", [False, True], ids=["at once", "one by one"])
-def test_all_records_are_deleted(lab: Lab, one_by_one: bool) -> None:
-    hosts = overlay(lab, "vxlan", "alpha", "beta", "gamma")
+def test_all_records_are_deleted(lab: Lab, backend: str, one_by_one: bool, fault: Matrix) -> None:
+    hosts = overlay(lab, backend, "alpha", "beta", "gamma", flags=OBSERVED)
     alpha, beta, _ = hosts
     ghosts = make_peers(lab.etcd, 5)
-    change_peers(lab.etcd, "vxlan", put=ghosts)
+    change_peers(lab.etcd, backend, put=ghosts)
     for host in hosts:
-        wait_in_order(host, "vxlan")
+        wait_in_order(host, backend)
     leases = lab.etcd.leases()
-    rows = {host: actual(host, "vxlan") for host in hosts}
+    rows = {host: actual(host, backend) for host in hosts}
     ops = {host: host.daemon.status()["drift"]["ops"] for host in hosts}
+    name = f"all records deleted {'key by key' if one_by_one else 'in one batch'}"
+    with fault(name, backend, expected="all peers stay; each host claims again", check=None) as row:
+        row.stands(*hosts)
+        for ghost in ghosts:
+            if one_by_one:
+                lab.etcd.ctl("del", f"{lab.etcd.prefix}/subnets/{ghost.key}")
+            del leases[ghost.key]
+        for host in hosts if one_by_one else ():
+            lab.etcd.ctl("del", f"{lab.etcd.prefix}/subnets/{own_key(host)}")
+        if not one_by_one:
+            lab.etcd.ctl("del", "--prefix", f"{lab.etcd.prefix}/subnets/")
+        deleted = time.monotonic()
+        row.cured()
+        wait_for(lab.etcd.leases, 5, "every host to be back", lambda seen: seen == leases)
+        row.recovered(*hosts, kernel=False)
     ping = start_pings(alpha, beta)
-
-    for ghost in ghosts:
-        if one_by_one:
-            lab.etcd.ctl("del", f"{lab.etcd.prefix}/subnets/{ghost.key}")
-        del leases[ghost.key]
-    lab.etcd.ctl("del", "--prefix", f"{lab.etcd.prefix}/subnets/")
-    deleted = time.monotonic()
-    wait_for(lab.etcd.leases, 5, "every host to be back", lambda seen: seen == leases)
     (one_more,) = make_peers(lab.etcd, 1)
     while time.monotonic() < deleted + USUAL_STAY:
         wait_answers(ping)
-    change_peers(lab.etcd, "vxlan", put=[replace(one_more, public="192.0.2.199")])
+    change_peers(lab.etcd, backend, put=[replace(one_more, public="192.0.2.199")])
+    moves = {
+        "vxlan": {f"fdb {one_more.mac}"},
+        "host-gw": {f"route {one_more.subnet}", f"nexthop {one_more.public}"},
+        "udp": {f"packets to {one_more.subnet}"},
+    }
     for host in hosts:
-        wait_for(partial(actual, host, "vxlan"), 5, "a pass", lambda rows: "192.0.2.199" in rows.values())
-        kept = {what: how for what, how in actual(host, "vxlan").items() if what in rows[host]}
+        wait_for(partial(actual, host, backend), 5, "a pass", lambda rows: "192.0.2.199" in str(rows))
+        kept = {what: how for what, how in actual(host, backend).items() if what in rows[host]}
         changed = {what for what, how in rows[host].items() if kept.get(what) != how}
-        assert changed <= {f"fdb {one_more.mac}"}, "a ghost whose subnet nobody has claimed is gone"
-        assert host.daemon.status()["drift"]["ops"]["del"] == ops[host]["del"]
+        assert changed <= moves[backend], "a ghost whose subnet nobody has claimed is gone"
+        if backend != "host-gw":  # there an address that changes is another nexthop
+            assert host.daemon.status()["drift"]["ops"]["del"] == ops[host]["del"]
     assert ping.stop().lost == ()
 
 
@@ -182,7 +200,7 @@ def test_a_few_that_left_while_no_daemon_ran_go_at_once(lab: Lab) -> None:
 def test_a_damaged_memory_holds_nobody_and_stops_nobody(lab: Lab, text: str) -> None:
     alpha, ghosts = with_ghosts(lab, "host-gw")
     alpha.daemon.kill()
-    (alpha.state_directory / "peers.json").write_text(text)
+    kept(alpha).write_text(text)
     change_peers(lab.etcd, "host-gw", gone=ghosts)
     daemon = alpha.start_daemon()
     daemon.wait_ready()

@@ -11,8 +11,8 @@ from urllib.request import urlopen
 
 from flanneld_py.lab import wait_for
 from flanneld_py.lab.capture import Capture
+from flanneld_py.lab.entering import inside
 from flanneld_py.lab.underlay import mac
-from tests.netns.entering import inside
 from tests.netns.oracle import own_key, subnets_of
 
 if TYPE_CHECKING:

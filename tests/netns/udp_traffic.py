@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from flanneld_py.lab import Transfer
 from flanneld_py.lab.capture import Capture
-from tests.netns.entering import inside
+from flanneld_py.lab.entering import inside
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -152,12 +152,12 @@ def super_datagrams(
     assert b"".join(received) == payload
 
 
-def leaves_in_one_piece(source: Host, pod: Pod, target: Pod, size: int = 500, packets: int = 40) -> bool:
+def leaves_in_one_piece(source: Host, pod: Pod, target: Pod) -> bool:
     """Whether a super-packet from pod to pod, which arrives, passes its host's eth0 as one."""
     capture = Capture(source, "eth0", "udp port 8285")
-    super_datagrams(pod, target, target.address, size, packets)
+    super_datagrams(pod, target, target.address, 500, 40)
     capture.wait_packet()
-    return any(len(packet) > size * packets / 2 for packet in capture.stop())
+    return any(len(packet) > 500 * 40 / 2 for packet in capture.stop())
 
 
 def exchange(a: Host, b: Host, size: int = 4 << 20) -> None:

@@ -68,7 +68,7 @@ def test_what_changes_nothing_and_what_is_not_routed_wakes_nobody(
 def test_lost_notifications_are_told_and_got_over(net: Namespace, monitor: NfMonitor) -> None:
     text = "x" * 110
     rule = " ".join([f'log prefix "{text}"'] * 4) + f' comment "{text}"\n'
-    load(net, "table ip big {\n chain c {\n" + 12_000 * rule + " }\n}\ndelete table ip big\n")
+    load(net, "table ip big {\n chain c {\n" + 50_000 * rule + " }\n}\ndelete table ip big\n")
     touched = monitor.wait(SOON)
     assert touched is not None
     assert touched.overflow
