@@ -2,11 +2,12 @@
 # PYTHON=… names the interpreter .venv is made with (3.11 or newer).
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fuzz sanitize bench docs install uninstall fmt clean venv tools lint types
+.PHONY: help demo test check fuzz day sanitize chaos reliability bench docs install uninstall fmt clean venv tools lint types
 
 PY := .venv/bin/python
 SECONDS := 60
 ROUNDS := 5
+SECTION := all
 
 # command=package that brings it: what flanneld_py.lab and the tests run
 TOOLS := etcd=etcd-server etcdctl=etcd-client ip=iproute2 bridge=iproute2 ping=iputils-ping fping=fping nft=nftables
@@ -23,30 +24,49 @@ TOOLS += cc=gcc python3-config=python3-dev
 FUZZERS := clang=clang clang=libclang-rt-dev clang=libc6-dev
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: tools venv ## Hosts in network namespaces, with an etcd: watch them connect, break, and heal (root)
 	@$(PY) -m flanneld_py.lab demo
 
 test: TOOLS += $(FUZZERS)
-test: tools lint types fuzz ## Linters, types, a minute of fuzzing, and every test, with real etcd and kernel (root)
+test: tools lint types fuzz ## Linters, types, two minutes of fuzzing, and every test, with real etcd and kernel (root)
 	@echo "==> all tests"
 	@$(PY) -m pytest --durations=5 --reruns=1 # of which the summary tells: a busy machine misses a deadline now and then
 
-check: lint types ## Linters, types, unit tests: under a minute, without root
+check: lint types ## Linters, types, unit tests: a few minutes, without root
 	@echo "==> unit tests"
 	@$(PY) -m pytest -q tests/unit
 
 fuzz: TOOLS := $(FUZZERS)
-fuzz: tools ## Throw broken packets at the C core of the udp data plane for SECONDS=60
-	@.ci/phase "fuzz" .ci/fuzz $(SECONDS)
+fuzz: RUNS := 0
+fuzz: TARGETS := packet turn
+fuzz: tools venv ## Broken packets and one sort of broken input, SECONDS=60 each; TARGET=name or all, RUNS=1000000
+	@for target in $(or $(TARGET),$(TARGETS)); do \
+		.ci/phase "fuzz $$target" .ci/fuzz $$target "$(if $(filter-out 0,$(RUNS)),0,$(SECONDS))" "$(RUNS)" || exit; done
+
+day: tools venv ## A day of peers and troubles in six minutes: what a daemon takes must not grow (root)
+	@$(PY) -m pytest tests/netns/test_day.py --full --timeout=1200
 
 sanitize: tools venv ## Only the tests of the udp data plane in C, most of them under sanitizers (root)
 	@$(PY) -m pytest $(wildcard tests/unit/test_udp_*.py) tests/netns/test_udp_sanitized.py
 
+chaos: tools venv ## Random faults over 5 hosts and 3 etcds: SEED=n SECONDS=60; SEEDS=50 in turn; MUTANTS=1 (root)
+	@$(PY) -m tests.chaos $(if $(MUTANTS),--mutants,--seconds=$(SECONDS) $(if $(SEED),--seed=$(SEED)) \
+		$(if $(SEEDS),--seeds=$(SEEDS) --quiet))
+
+ROWS := build/reliability/rows.jsonl
+reliability: tools venv ## Every fault on every backend; the table of docs/reliability.md is made anew (root, an hour)
+	@rm -f $(ROWS)
+	@$(PY) -m pytest -m fault --full --rows=$(ROWS) --reruns=1 --no-skips; code=$$?; \
+		$(PY) -m tests.netns.faults.table $(ROWS) docs/reliability.md && exit $$code
+
 bench: SECONDS := 2
-bench: tools venv ## Each backend against vxlan, and the CNI plugin; ROUNDS=5 SECONDS=2, BENCH_PEER=a flanneld (root)
-	@$(PY) -m flanneld_py.lab bench --rounds=$(ROUNDS) --seconds=$(SECONDS) --peer="$(BENCH_PEER)" --json="$(JSON)"
+bench: tools venv ## What it costs: SECTION=paths|scale|all ROUNDS=5 SECONDS=2 JSON=file, BENCH_PEER=a flanneld (root)
+	@case "$(SECTION)" in paths | scale | all) ;; \
+		*) echo "SECTION is '$(SECTION)', expected paths, scale or all" >&2; exit 2 ;; esac
+	@$(PY) -m flanneld_py.lab bench --section=$(SECTION) --rounds=$(ROUNDS) --seconds=$(SECONDS) \
+		--peer="$(BENCH_PEER)" --json="$(JSON)"
 
 docs: venv ## Write docs/configuration.md anew from the code's tables
 	@$(PY) -m flanneld_py.cli.reference > docs/configuration.md
