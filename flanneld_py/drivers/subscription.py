@@ -18,10 +18,16 @@ from flanneld_py.errors import KernelError
 
 Heard_co = TypeVar("Heard_co", covariant=True)
 
+READ_FOR, AT_A_TIME = 0.2, 250
+"""Seconds of CPU, asked for after so many datagrams: then what was heard is told, lest a storm silence us."""
 DRAIN_LIMIT = 100_000
-"""Datagrams read before what was heard is told, lest a storm silence us."""
+"""Datagrams that are thrown away at a time after some were lost."""
 MOST_FAILURES = 10
 """In a row, after which a socket is of no more use."""
+REST = 5
+"""Times as long as it took to read, nothing is read: who floods us gets a sixth of a core at most."""
+SHORTEST_REST, LONGEST_REST = 0.005, REST * READ_FOR
+"""Seconds: what is owed is gathered up to the one, so that single events are heard at once."""
 
 
 class Subscription(ABC, Generic[Heard_co]):
@@ -46,7 +52,9 @@ class Subscription(ABC, Generic[Heard_co]):
         self._closed = False
         self._failures = 0
         """Of receiving, in a row."""
-        self._poll = select.poll()
+        self._rested = 0.0
+        """When as much rest as is owed will be over, by the monotonic clock."""
+        self._poll, self._rest = select.poll(), select.poll()
         if sock is not None:
             try:
                 for group in groups:
@@ -58,7 +66,8 @@ class Subscription(ABC, Generic[Heard_co]):
                 ) from error
             self._poll.register(sock, select.POLLIN)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._poll.register(self._wake, select.POLLIN)
+        for poll in (self._poll, self._rest):
+            poll.register(self._wake, select.POLLIN)
 
     def wait(self, timeout: float | None) -> Heard_co | None:
         """Wait until something concerns us; None after `timeout` seconds, `interrupt` or `close`.
@@ -69,15 +78,32 @@ class Subscription(ABC, Generic[Heard_co]):
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._waiting:
             while not self._closed:
-                left = None if deadline is None else max(0, math.ceil((deadline - time.monotonic()) * 1000))
-                ready = {fd for fd, _ in self._poll.poll(left)}
-                interrupted = self._wake in ready
+                now = time.monotonic()
+                rests = self._rested - now > SHORTEST_REST
+                left = None if deadline is None else max(0, math.ceil((deadline - now) * 1000))
+                if rests:
+                    owed = math.ceil((self._rested - now) * 1000)
+                    ready = self._rest.poll(owed if left is None else min(owed, left))
+                else:
+                    ready = self._poll.poll(left)
+                interrupted = any(fd == self._wake for fd, _ in ready)
                 if interrupted:
                     os.eventfd_read(self._wake)
-                heard = self._drain() if not self._closed else None
+                if rests and not interrupted and left != 0:
+                    continue
+                heard = self._read() if not self._closed else None
                 if heard is not None or interrupted or not ready or left == 0:
                     return heard
         return None
+
+    def _read(self) -> Heard_co | None:
+        """What is pending, for which a rest is owed."""
+        began = time.thread_time()
+        heard = self._drain()
+        now = time.monotonic()
+        owed = max(self._rested - now, 0) + REST * (time.thread_time() - began)
+        self._rested = now + min(owed, LONGEST_REST)
+        return heard
 
     def interrupt(self) -> None:
         """Make a `wait` return at once, or the next one if none is under way."""
@@ -102,10 +128,16 @@ class Subscription(ABC, Generic[Heard_co]):
         """Read all that is pending; None when nothing of it concerns us."""
 
     def _datagrams(self) -> Iterator[bytes | None]:
-        """Those that are pending; None in place of some that were lost."""
+        """Those that are pending; None in place of some that were lost.
+
+        After a loss it is all of them, as nobody needs to understand the rest.
+        """
         if self._socket is None:
             return
-        for _ in range(DRAIN_LIMIT):
+        until, lost = time.thread_time() + READ_FOR, False
+        for number in range(1, DRAIN_LIMIT):
+            if number % AT_A_TIME == 0 and not lost and time.thread_time() > until:
+                return
             try:
                 datagram = self._socket.recv(RECEIVE_SIZE, socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -116,6 +148,7 @@ class Subscription(ABC, Generic[Heard_co]):
                 self._failures += error.errno != errno.ENOBUFS
                 if self._failures > MOST_FAILURES:
                     raise KernelError(f"cannot listen to the kernel: {error.strerror}") from error
+                lost = True
                 yield None
             else:
                 self._failures = 0

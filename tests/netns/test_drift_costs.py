@@ -62,7 +62,7 @@ FIGHT = 3.0
 """Seconds."""
 BURST, PER_SECOND = 10, 10
 """Repairs at once, and then."""
-MOST_CPU = 0.5
+MOST_CPU = 0.3
 """Of one core."""
 
 

@@ -104,6 +104,11 @@ def test_each_network_has_its_own_way(lab: Lab, kind: str) -> None:
             assert status["drift"]["repaired"] == {}
 
 
+def wrote(text: str | bool, keys: list[str]) -> bool:
+    """Whether the file of what is known of the registry is complete."""
+    return isinstance(text, str) and all(key in text for key in keys)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("order", ["the first goes", "the second goes"])
 def test_a_cleanup_leaves_the_other_as_it_was(lab: Lab, kind: str, order: str) -> None:
@@ -114,6 +119,9 @@ def test_a_cleanup_leaves_the_other_as_it_was(lab: Lab, kind: str, order: str) -
         host.attach_pods()
     machine = stays.alpha
     wait_for(lambda: stays.actual(0), 5, "the rows", lambda rows: rows == stays.expected(0))
+    keys = [host.daemon.status()["lease"]["key"] for host in stays.hosts]
+    kept = machine.state_directory / "registry"
+    wait_for(lambda: kept.exists() and kept.read_text(), 10, "its last file", lambda text: wrote(text, keys))
     before = host_state(machine)
     goes.start()
     wait_both_in_order(goes, stays)
