@@ -1,7 +1,8 @@
 """`admit` for one snapshot after another: what has not changed, and meets nothing that has, stays decided.
 
-Two records have to do with each other only if their subnets overlap, or they share a MAC or an address. Those
-that meet nobody are judged by themselves, once; the others are judged together, by the rules of `admit`.
+Two records have to do with each other only if their subnets overlap, or they share a MAC or an address. What
+has changed is decided together with all that it meets, met before, or reaches over others, by the rules of
+`admit`; who meets nobody is judged by itself.
 """
 
 from __future__ import annotations
@@ -11,13 +12,11 @@ from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import NamedTuple
 
 from flanneld_py.core.admit import Judge, Peers
-from flanneld_py.model import Host, IPNetwork, NetworkConfig, Record, Snapshot
+from flanneld_py.core.meetings import Meetings
+from flanneld_py.model import Host, NetworkConfig, Record, Snapshot
 
-HOST = ""
-"""Who holds what is the host's own, where others have the key of their record."""
 FEW = 500
 """Changes that are worked into the order one by one; with more of them all is sorted anew."""
-BITS = {4: 32, 6: 128}
 
 
 class Admitted(NamedTuple):
@@ -27,7 +26,7 @@ class Admitted(NamedTuple):
     added: tuple[Record, ...]
     removed: tuple[Record, ...]
     afresh: bool
-    """The difference is not told: all was judged anew, or some of it shares something with others."""
+    """The difference is not told: all was judged anew, or some of it shares an address with others."""
 
 
 class Admission:
@@ -36,30 +35,24 @@ class Admission:
     def __init__(self) -> None:
         self._context: tuple[Record, NetworkConfig, Host, str] | None = None
         self._judge: Judge | None = None
-        self._spare = {4: 0, 6: 0}
-        """IP version → the bits that the largest subnet leaves: two that overlap are equal without them."""
         self._forget()
 
-    def _forget(self) -> None:
+    def _forget(self, judge: Judge | None = None) -> None:
         self._records: Mapping[str, Record] = {}
         """Of the last snapshot."""
         self._gone: Mapping[str, Record] = {}
         """Those that had left the registry then."""
         self._known: dict[str, Record] = {}
         """Of both, all that were judged."""
-        self._holders: dict[Hashable, str | set[str]] = {}
-        """Subnet, MAC or address → the key of the one who has it, or the keys of several."""
-        self._crowd: set[str] = set()
-        """Keys of those that share something."""
-        self._together = Peers()
-        """What was decided about these."""
-        self._alone: dict[str, Record] = {}
-        """The accepted ones of the others."""
-        self._order: list[tuple[bool, int, str]] = []
-        """Of these: whether it has left, its age, and its key; in the order of `admit`."""
-        self._in_order: list[Record] = []
+        self._hopeless: dict[str, str] = {}
+        """Those that are left out whoever else is there, and why: they meet nobody."""
+        self._meetings = Meetings(*judge.host_has) if judge else Meetings((), ())
+        self._accepted: dict[str, Record] = {}
         self._rejected: dict[str, str] = {}
-        """The others of the others."""
+        self._doubtful: dict[str, str] = {}
+        self._order: list[tuple[bool, int, str]] = []
+        """Of the accepted: whether it has left, its age, and its key; in the order of `admit`."""
+        self._in_order: list[Record] = []
         self._peers = Peers()
 
     def admit(
@@ -76,31 +69,11 @@ class Admission:
         if judge is None or self._context is None or not _same(context, self._context):
             judge = self._judge = Judge(own, config, host, backend_type)
             self._context, afresh = context, True
-            self._begin(judge, {family: allowed.subnet_len for family, allowed in config.ranges.items()})
+            self._forget(judge)
         gone = {r.key: r for r in departed if r.key not in snapshot.records and not judge.is_ours_departed(r)}
         changed = self._changed(snapshot, gone, judge)
-        while (lengths := self._larger(changed.values(), judge)) is not None:
-            afresh = True
-            self._begin(judge, lengths)
-            changed = self._changed(snapshot, gone, judge)
         self._records = snapshot.records
         return self._take(changed, gone, judge, afresh=afresh)
-
-    def _begin(self, judge: Judge, lengths: Mapping[int, int]) -> None:
-        """With nobody but the host itself; `lengths`: IP version → that of the largest subnet."""
-        self._forget()
-        own = judge.own
-        nets = [*(own.subnets.values() if own is not None else ()), *(net for net, _ in judge.places)]
-        for version, bits in BITS.items():
-            longest = min((net.prefixlen for net in nets if net.version == version), default=bits)
-            self._spare[version] = bits - min(longest, lengths.get(version, bits))
-        macs = own.vtep_macs.values() if own is not None else ()
-        self._holders = dict.fromkeys((*map(self._place, nets), *macs), HOST)
-
-    def _place(self, net: IPNetwork) -> int:
-        """The same for subnets that overlap; below 0 for IPv6."""
-        place = int(net.network_address) >> self._spare[net.version]
-        return place if net.version == 4 else -1 - place
 
     def _changed(
         self, snapshot: Snapshot, gone: Mapping[str, Record], judge: Judge
@@ -121,145 +94,92 @@ class Admission:
                 found[key] = record
         return found
 
-    def _larger(self, records: Iterable[Record | None], judge: Judge) -> dict[int, int] | None:
-        """The lengths of the largest subnets, if one is larger than all that were to be expected."""
-        known = {version: bits - self._spare[version] for version, bits in BITS.items()}
-        found = dict(known)
-        for record in records:
-            for version, net in record.subnets.items() if record is not None else ():
-                if net.prefixlen < found[version] and record and judge.unusable(record) is None:
-                    found[version] = net.prefixlen
-        return found if found != known else None
-
     def _take(
         self, changed: Mapping[str, Record | None], gone: Mapping[str, Record], judge: Judge, *, afresh: bool
     ) -> Admitted:
         """Judge what has changed and whom it meets or met, and say what came of it."""
-        doubtful = set(changed)
-        sharing: set[str] = set()
+        left: set[Hashable] = set()
         for record in [self._known.pop(key) for key in changed if key in self._known]:
-            sharing |= self._withdraw(record)
-        for fresh in changed.values():
-            if fresh is not None:
-                self._enter(fresh, sharing)
-        doubtful |= sharing
-        before = {key: (self._alone.pop(key), key in self._gone) for key in doubtful if key in self._alone}
+            if self._hopeless.pop(record.key, None) is None:
+                left |= self._meetings.part(record)
+        meeting = {r.key for r in changed.values() if r is not None and self._enter(r, judge)}
+        crowd = self._meetings.reach(meeting, left, self._known) if meeting or left else set()
+        doubtful = crowd.union(changed)
+        before = {key: (self._accepted[key], key in self._gone) for key in doubtful if key in self._accepted}
         self._gone = gone
-        crowd = {key for key in sharing if key in self._known and self._meets(self._known[key])}
-        met = bool(crowd) or not self._crowd.isdisjoint(doubtful)
-        self._crowd = (self._crowd - doubtful) | crowd
-        for key in doubtful:
-            self._rejected.pop(key, None)
-            if key in self._known and key not in crowd:
-                self._judge_alone(self._known[key], judge)
-        after = {key: (self._alone[key], key in gone) for key in doubtful if key in self._alone}
-        self._reorder(before, after)
-        if met:
-            found = [self._known[key] for key in self._crowd]
-            self._together = judge.decide(
-                [record for record in found if record.key not in gone],
-                [record for record in found if record.key in gone],
-            )
+        self._decide(doubtful, crowd, judge)
+        after = {key: (self._accepted[key], key in gone) for key in doubtful if key in self._accepted}
+        removed = {key: was for key, was in before.items() if not _equal(was, after.get(key))}
+        added = {key: now for key, now in after.items() if not _equal(now, before.get(key))}
+        self._reorder(removed, added)
         if changed or afresh:
             self._peers = self._put_together()
-        return Admitted(
-            self._peers,
-            tuple(
-                record
-                for key, (record, _) in after.items()
-                if key not in before or before[key][0] is not record
-            ),
-            tuple(
-                record
-                for key, (record, _) in before.items()
-                if key not in after or after[key][0] is not record
-            ),
-            afresh or met,
-        )
+        come = [record for key, (record, _) in added.items() if _is_other(record, removed.get(key))]
+        went = [record for key, (record, _) in removed.items() if _is_other(record, added.get(key))]
+        shares = any(map(self._meetings.shares_address, (*come, *went)))
+        return Admitted(self._peers, tuple(come), tuple(went), afresh or shares)
 
-    def _withdraw(self, record: Record) -> set[str]:
-        """Free what it had; the keys of those who shared that with it."""
-        met: set[str] = set()
-        for thing in self._things(record):
-            holders = self._holders.get(thing)
-            if isinstance(holders, set):
-                holders.discard(record.key)
-                met |= holders
-                if len(holders) == 1:
-                    self._holders[thing] = holders.pop()
-            elif holders == record.key:
-                del self._holders[thing]
-        return met - {HOST}
-
-    def _enter(self, record: Record, sharing: set[str]) -> None:
-        """Take what it has, and add to `sharing` those who share some of it, itself among them."""
-        key, holding = record.key, self._holders
-        self._known[key] = record
-        for thing in self._things(record):
-            holders = holding.setdefault(thing, key)
-            if holders is key:
-                continue
-            if isinstance(holders, str):
-                holders = holding[thing] = {holders}
-            holders.add(key)
-            sharing |= holders - {HOST}
-
-    def _meets(self, record: Record) -> bool:
-        """Whether it shares something."""
-        return any(not isinstance(self._holders[thing], str) for thing in self._things(record))
-
-    def _things(self, record: Record) -> list[Hashable]:
-        """All that it has that another may have, too: subnets as int, MACs as str, addresses as bytes."""
-        v4, address = record.subnets.v4, record.public_ips.v4
-        things: list[Hashable] = [*record.vtep_macs.values()]
-        if v4 is not None:
-            things.append(int(v4.network_address) >> self._spare[4])
-        if address is not None:
-            things.append(address.packed)
-        if record.subnets.v6 is not None:
-            things.append(self._place(record.subnets.v6))
-        if record.public_ips.v6 is not None:
-            things.append(record.public_ips.v6.packed)
-        return things
-
-    def _judge_alone(self, record: Record, judge: Judge) -> None:
-        vacant = judge.is_vacant(record)
-        reason = judge.unusable(record) or (None if vacant else judge.unfit(record))
+    def _enter(self, record: Record, judge: Judge) -> bool:
+        """Whether it meets somebody."""
+        self._known[record.key] = record
+        reason = judge.hopeless(record)
         if reason is not None:
-            self._rejected[record.key] = reason
-        elif not vacant:
-            self._alone[record.key] = record
+            self._hopeless[record.key] = reason
+            return False
+        return self._meetings.come(record)
+
+    def _decide(self, doubtful: Iterable[str], crowd: Collection[str], judge: Judge) -> None:
+        for key in doubtful:
+            for decided in (self._accepted, self._rejected, self._doubtful):
+                decided.pop(key, None)
+            record = self._known.get(key)
+            if record and key not in crowd and key not in self._hopeless and not judge.is_vacant(record):
+                self._accepted[key] = record
+        if crowd:
+            found = [self._known[key] for key in crowd]
+            together = judge.decide(
+                [record for record in found if record.key not in self._gone],
+                [record for record in found if record.key in self._gone],
+            )
+            self._accepted |= {record.key: record for record in together.accepted}
+            self._rejected |= together.rejected
+            self._doubtful |= together.doubtful
 
     def _reorder(
-        self, before: Mapping[str, tuple[Record, bool]], after: Mapping[str, tuple[Record, bool]]
+        self, removed: Mapping[str, tuple[Record, bool]], added: Mapping[str, tuple[Record, bool]]
     ) -> None:
-        if len(before) + len(after) > FEW:
-            self._order = sorted(_age(record, gone=key in self._gone) for key, record in self._alone.items())
-            self._in_order = [self._alone[key] for _, _, key in self._order]
+        if len(removed) + len(added) > FEW:
+            in_order = sorted((_age(r, gone=key in self._gone), r) for key, r in self._accepted.items())
+            self._order = [age for age, _ in in_order]
+            self._in_order = [record for _, record in in_order]
             return
-        for record, gone in before.values():
+        for record, gone in removed.values():
             place = bisect_left(self._order, _age(record, gone=gone))
             del self._order[place], self._in_order[place]
-        for record, gone in after.values():
+        for record, gone in added.values():
             age = _age(record, gone=gone)
             place = bisect_left(self._order, age)
             self._order.insert(place, age)
             self._in_order.insert(place, record)
 
     def _put_together(self) -> Peers:
-        accepted, together, gone = self._in_order, self._together, self._gone
-        if together.accepted:
-            accepted = sorted(
-                (*accepted, *together.accepted), key=lambda record: _age(record, gone=record.key in gone)
-            )
-        rejected = {key: reason for key, reason in self._rejected.items() if key not in gone}
-        return Peers(tuple(accepted), {**rejected, **together.rejected}, together.doubtful)
+        hopeless = {key: reason for key, reason in self._hopeless.items() if key not in self._gone}
+        return Peers(tuple(self._in_order), {**hopeless, **self._rejected}, self._doubtful.copy())
 
 
 def _same(
     one: tuple[Record, NetworkConfig, Host, str], other: tuple[Record, NetworkConfig, Host, str]
 ) -> bool:
     return all(a is b for a, b in zip(one[:3], other[:3], strict=True)) and one[3] == other[3]
+
+
+def _equal(one: tuple[Record, bool], other: tuple[Record, bool] | None) -> bool:
+    return other is not None and one[0] is other[0] and one[1] == other[1]
+
+
+def _is_other(record: Record, other: tuple[Record, bool] | None) -> bool:
+    """Whether it is another record; not only that it stays for a moment now."""
+    return other is None or other[0] is not record
 
 
 def _age(record: Record, *, gone: bool) -> tuple[bool, int, str]:

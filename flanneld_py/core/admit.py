@@ -85,13 +85,17 @@ class Judge:
         """The same of one that has left the registry."""
         return self.own is not None and record.node_id != "" and record.node_id == self.own.node_id
 
-    def unusable(self, record: Record) -> str | None:
-        """Why no host could have it as a peer."""
-        return _unusable(record, self._here)
+    @property
+    def host_has(self) -> tuple[list[IPNetwork], list[str]]:
+        """Subnets and MACs that no peer can have."""
+        own = self.own
+        nets = [*(own.subnets.values() if own is not None else ()), *(net for net, _ in self.places)]
+        return nets, [*own.vtep_macs.values()] if own is not None else []
 
-    def unfit(self, record: Record) -> str | None:
-        """Why this host cannot have it as a peer."""
-        return _unfit(record, self._here)
+    def hopeless(self, record: Record) -> str | None:
+        """Why it cannot be a peer of this host, whoever else is there."""
+        reason = _unusable(record, self._here)
+        return reason or (None if self.is_vacant(record) else _unfit(record, self._here))
 
     def is_vacant(self, record: Record) -> bool:
         """A reservation that waits for its host keeps its subnet, and there is nobody to reach."""
@@ -110,13 +114,12 @@ class Judge:
         holders: list[Record] = []
         rejected: dict[str, str] = {}
         for record in (*sorted(living, key=age), *sorted(gone, key=age)):
-            vacant = self.is_vacant(record)
-            reason = self.unusable(record) or (None if vacant else self.unfit(record)) or taken.clash(record)
+            reason = self.hopeless(record) or taken.clash(record)
             if reason is not None:
                 rejected.setdefault(record.key, reason)
                 continue
             taken.add(record.subnets.values(), f"overlaps the older lease {record.key}")
-            if not vacant:
+            if not self.is_vacant(record):
                 holders.append(record)
         left = {record.key for record in gone}
         macs = _first_macs(holders, left, self.own)

@@ -20,7 +20,7 @@ from flanneld_py.daemon.target import (
 from flanneld_py.model import Record, Route, Table
 
 OF_PEERS: tuple[Table, ...] = ("tunnel", "fdb", "neighs", "nexthops", "routes")
-"""Tables in which peers have rows. Those of one that shares nothing with others are its own."""
+"""Tables in which peers have rows. Those of one that shares no address with others are its own."""
 
 Rows = dict[Table, Mapping[Any, Any]]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from flanneld_py.core.admission import Admission
 from flanneld_py.core.admit import admit
 from flanneld_py.model import PerFamily, Record
 from tests.unit.strategies import snapshot_of, subnet, thorough
-from tests.unit.test_admit import OWN, World, peer, worlds
+from tests.unit.test_admit import OWN, World, clash, peer, worlds
 
 
 @thorough
@@ -80,15 +82,50 @@ def test_one_that_stays_for_a_moment_has_not_left() -> None:
     "change",
     [
         {"subnets": PerFamily(subnet(4, 2))},
+        {"subnets": PerFamily(ip_network("10.5.2.64/26"))},
+        {"subnets": PerFamily(ip_network("10.5.4.0/22"))},
         {"vtep_macs": peer(2).vtep_macs},
-        {"public_ips": peer(2).public_ips},
     ],
-    ids=lambda change: next(iter(change)),
+    ids=str,
 )
-def test_what_meets_another_is_judged_anew(change: dict[str, Any]) -> None:
+def test_what_meets_an_older_one_waits_until_it_has_left(change: dict[str, Any]) -> None:
     admission, old = Admission(), [peer(number) for number in range(2, 6)]
     told(admission, *old)
     meeting = replace(peer(7), **change)
-    assert told(admission, *old, meeting)[2]
-    assert told(admission, *old)[2], "whoever it met is alone again"
-    assert not told(admission, *old, peer(8))[2]
+    assert told(admission, *old, meeting) == ([], [], False)
+    others = [record for record in old if not clash(record, meeting)]
+    assert told(admission, *others, meeting)[:1] == (["peer-7"],)
+    older = replace(meeting, create_revision=1, mod_revision=1)
+    assert told(admission, *others, older) == (["peer-7"], ["peer-7"], False)
+    assert told(admission, *old, older) == ([], [], False), "who comes back is the younger one"
+
+
+def test_who_shares_an_address_has_rows_in_common() -> None:
+    admission, old = Admission(), [peer(number) for number in range(2, 6)]
+    told(admission, *old)
+    assert told(admission, *old, replace(peer(7), public_ips=peer(2).public_ips)) == (["peer-7"], [], True)
+    assert told(admission, *old) == ([], ["peer-7"], True)
+    assert told(admission, *old, peer(8)) == (["peer-8"], [], False)
+
+
+LARGE = [
+    peer(1, key="large", subnets=PerFamily(ip_network("10.5.64.0/18")), create_revision=revision)
+    for revision in (1, 10**6)
+]
+
+
+@pytest.mark.parametrize("large", LARGE, ids=["older than all in it", "younger than all in it"])
+def test_the_effort_of_a_large_subnet_among_many_is_linear(large: Record) -> None:
+    """Quadratic work would take 64 times as long for 8 times the records."""
+    base = int(ip_address("10.5.64.0"))
+
+    def seconds(count: int) -> float:
+        small = [
+            replace(peer(n % 200 + 2), key=f"peer-{n}", subnets=PerFamily(ip_network((base + n, 32))))
+            for n in range(count)
+        ]
+        admission, start = Admission(), time.process_time()
+        told(admission, *small, large)
+        return time.process_time() - start
+
+    assert min(seconds(8_000) for _ in range(3)) < 32 * min(seconds(1_000) for _ in range(5))

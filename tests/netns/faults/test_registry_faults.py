@@ -238,9 +238,7 @@ def test_etcd_is_slow(lab: Lab, backend: str, fault: Matrix) -> None:
 def test_etcd_has_no_space_left(fresh_lab: Lab, backend: str, fault: Matrix) -> None:
     """It refuses all writes: who has a lease keeps it far longer than its TTL, who has none is told why."""
     etcd = fresh_lab.etcd
-    etcd.stop()
-    etcd.server_flags = (f"--quota-backend-bytes={SMALL_QUOTA}",)
-    etcd.start()
+    restart_small(etcd)
     flags = [*OBSERVED, "--subnet-lease-ttl=6s"]
     alpha, beta = overlay(fresh_lab, backend, "alpha", "beta", flags=flags)
     leases = etcd.leases()
@@ -269,9 +267,7 @@ def test_etcd_has_no_space_left(fresh_lab: Lab, backend: str, fault: Matrix) -> 
 def test_a_lease_is_gone_and_etcd_has_no_space_left(fresh_lab: Lab, backend: str, fault: Matrix) -> None:
     """It cannot be claimed again: that is said once, with the reason, and what stands stays."""
     etcd = fresh_lab.etcd
-    etcd.stop()
-    etcd.server_flags = (f"--quota-backend-bytes={SMALL_QUOTA}",)
-    etcd.start()
+    restart_small(etcd)
     alpha, beta = overlay(fresh_lab, backend, "alpha", "beta", flags=OBSERVED)
     with fault(
         "lease revoked while etcd has no space left",
@@ -289,6 +285,13 @@ def test_a_lease_is_gone_and_etcd_has_no_space_left(fresh_lab: Lab, backend: str
         row.endures(alpha)
         make_room(etcd)
         row.recovered(alpha, beta)
+
+
+def restart_small(etcd: EtcdServer) -> None:
+    """It has little space from now on."""
+    etcd.stop()
+    etcd.server_flags = (f"--quota-backend-bytes={SMALL_QUOTA}",)
+    etcd.start()
 
 
 def fill(etcd: EtcdServer) -> None:
