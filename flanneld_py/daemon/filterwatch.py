@@ -19,7 +19,7 @@ from flanneld_py.errors import KernelError
 from flanneld_py.model import Family, IPAddress
 from flanneld_py.packetfilter import Chain, ChainKey, Chains
 
-LEGACY_EVERY, NO_LEGACY_EVERY = 0.5, 2.0
+LEGACY_EVERY, NO_LEGACY_EVERY = 0.5, 3.0
 """Seconds between looks at the tables of legacy iptables, which tells nobody of a change; and between looks
 whether somebody has made one, while there is none."""
 GLANCE_EVERY = 0.2

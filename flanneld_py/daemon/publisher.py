@@ -20,7 +20,7 @@ REST, REST_BEFORE_READY = 0.1, 0.005
 """Seconds between two publications: a burst of changes is one file, but READY is not kept waiting."""
 RETRY = 5.0
 """Seconds until status.json is tried again when it could not be written."""
-LOOK = 2.0
+LOOK = 3.0
 """Seconds between looks at what tells nobody: time that goes by, and subnet.env."""
 
 

@@ -57,6 +57,8 @@ class LegacyTables:
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._sockets: dict[str, socket.socket] = {}
+        self._listed: dict[Family, list[str] | None] = {}
+        """Tables at the last look; None: the kernel has no legacy iptables of this family."""
         self._digests: dict[tuple[Family, str], tuple[bytes, bytes]] = {}
         """Table → its entries as they were last, and a digest of them without their counters."""
         self._decoded: dict[tuple[Family, str], tuple[bytes, dict[ChainKey, Chain]]] = {}
@@ -68,13 +70,13 @@ class LegacyTables:
 
     @property
     def is_there(self) -> bool:
-        """Whether this kernel has them at all; then somebody may use them at any time."""
-        return any((PROC_NET / kind.names).exists() for kind in KINDS)
+        """Whether this kernel had them at all at the last look; then somebody may use them at any time."""
+        return any(names is not None for names in self._listed.values())
 
     @property
     def is_in_use(self) -> bool:
-        """Whether there is a table."""
-        return any(map(_table_names, KINDS))
+        """Whether there was a table at the last look."""
+        return any(self._listed.values())
 
     def chains(self) -> dict[ChainKey, Chain]:
         """All chains of the tables that are in use, of both families; empty where there is no iptables.
@@ -131,7 +133,8 @@ class LegacyTables:
     def _tables(self) -> Iterator[tuple[Family, str, TableInfo, bytes]]:
         for kind in KINDS:
             try:
-                for name in _table_names(kind):
+                names = self._listed[kind.family] = _table_names(kind)
+                for name in names or ():
                     if (table := self._read(kind, name)) is not None:
                         yield kind.family, name, *table
             except OSError as error:
@@ -174,9 +177,9 @@ def _cannot(kind: _Kind) -> str:
     return f"cannot read the rules of legacy {kind.tool}"
 
 
-def _table_names(kind: _Kind) -> list[str]:
-    """Sorted; empty when the kernel has no legacy iptables of this family, or nobody has used it."""
+def _table_names(kind: _Kind) -> list[str] | None:
+    """Sorted; empty when nobody has used it, None when the kernel has no legacy iptables of this family."""
     try:
         return sorted((PROC_NET / kind.names).read_text(encoding="ascii").split())
     except FileNotFoundError:
-        return []
+        return None

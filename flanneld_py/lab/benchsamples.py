@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import timeit
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,16 @@ def others_load() -> float:
     before = busy()
     time.sleep(_QUIET)
     return (busy() - before) / _QUIET
+
+
+def loop_turn() -> float:
+    """How fast the machine is just now: the nanoseconds that Python takes for a turn of a loop that adds."""
+    turns = 200_000
+    return (
+        min(timeit.repeat(f"for n in range({turns}): total += n", "total = 0", repeat=5, number=1))
+        / turns
+        * 1e9
+    )
 
 
 def measure(pair: Pair, seconds: int, trips: int) -> Sample:

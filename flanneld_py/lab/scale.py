@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import linear_regression, median
 from typing import Any
 
-from flanneld_py.lab.benchsamples import others_load
+from flanneld_py.lab.benchsamples import loop_turn, others_load
 from flanneld_py.lab.overlays import OVERLAYS
 from flanneld_py.lab.requirements import obstacle
 from flanneld_py.lab.scaleruns import Joins, Start, measure_joins, measure_start
@@ -52,12 +52,15 @@ class Measured:
     joins: dict[str, dict[int, list[Joins]]]
     load: list[float]
     """Processors that others kept busy, before each turn."""
+    pace: list[float]
+    """Nanoseconds that a turn of a loop took then."""
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "processors": len(os.sched_getaffinity(0)),
             "others_kept_busy": self.load,
+            "loop_turn_ns": self.pace,
             "starts": {
                 subject: {
                     backend: {
@@ -91,13 +94,14 @@ def scale(plan: ScalePlan, say: Say) -> Measured:
     """
     check_program(plan.peer)
     subjects = [Subject(OURS), *([Subject(PEER, plan.peer)] if plan.peer else [])]
-    measured = Measured({s.name: {} for s in subjects}, {s.name: {} for s in subjects}, [])
+    measured = Measured({s.name: {} for s in subjects}, {s.name: {} for s in subjects}, [], [])
     with Lab() as lab:
         for number in range(1, plan.rounds + 1):
             turn = f"round {number} of {plan.rounds}"
             for backend in plan.backends:
                 for count in plan.counts:
                     measured.load.append(others_load())
+                    measured.pace.append(loop_turn())
                     busy = f"others keep {measured.load[-1]:.1f} processors busy"
                     what = f"{backend}, {count} leases"
                     for subject in subjects:
@@ -109,6 +113,7 @@ def scale(plan: ScalePlan, say: Say) -> Measured:
                         say(f"{turn}, {subject.name}, {what}: {_said(start)} ({busy})")
             for present in plan.present:
                 measured.load.append(others_load())
+                measured.pace.append(loop_turn())
                 for subject in subjects:
                     joins = measure_joins(
                         lab, subject, "vxlan", present, joins=plan.joins, burst=plan.burst, idle=plan.idle
@@ -186,6 +191,8 @@ def tables(measured: Measured) -> list[str]:
         "Burst: from the last put to the last route; renewal, idle minute: seconds of processor time.",
         f"Others kept {median(measured.load):.1f} of {len(os.sched_getaffinity(0))} processors busy "
         f"(at most {max(measured.load):.1f}).",
+        f"A turn of a loop of Python that adds took {min(measured.pace):.0f} to {max(measured.pace):.0f} ns: "
+        "by that, machines and moments can be compared.",
     ]
     return lines
 

@@ -111,6 +111,8 @@ def flush_underlay_neighbours(world: World, step: Step) -> None:
 def flush_rules(world: World, step: Step) -> None:
     """A firewall is loaded anew: everything goes, then its own rules are there again, in one transaction."""
     host = world.host(step.targets[0])
+    if not host.pods:
+        raise Impossible("it has just been booted, and its firewall is still to be loaded")
     world.count_astray(host.name)
     host.nft(f"flush ruleset\n{rules(host)}")
 
