@@ -104,6 +104,8 @@ class Monitor(Subscription[Heard]):
         KernelError: no netlink socket.
     """
 
+    REST = 5
+
     def __init__(self, ignore_ports: Iterable[int] = ()) -> None:
         self.ignore_ports = frozenset(ignore_ports)
         self._followed = Followed()

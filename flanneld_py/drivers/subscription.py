@@ -24,10 +24,8 @@ DRAIN_LIMIT = 100_000
 """Datagrams that are thrown away at a time after some were lost."""
 MOST_FAILURES = 10
 """In a row, after which a socket is of no more use."""
-REST = 5
-"""Times as long as it took to read, nothing is read: who floods us gets a sixth of a core at most."""
-SHORTEST_REST, LONGEST_REST = 0.005, REST * READ_FOR
-"""Seconds: what is owed is gathered up to the one, so that single events are heard at once."""
+SHORTEST_REST = 0.005
+"""Seconds: what is owed is gathered up to that, so that single events are heard at once."""
 
 
 class Subscription(ABC, Generic[Heard_co]):
@@ -35,6 +33,9 @@ class Subscription(ABC, Generic[Heard_co]):
 
     One thread calls `wait`; any thread may call `interrupt` and `close`.
     """
+
+    REST = 0
+    """Times as long as it took to read, nothing is read, lest a flood take a core; 0: its user rests."""
 
     def __init__(self, sock: socket.socket | None, groups: Iterable[int]) -> None:
         """Join the groups.
@@ -101,8 +102,8 @@ class Subscription(ABC, Generic[Heard_co]):
         began = time.thread_time()
         heard = self._drain()
         now = time.monotonic()
-        owed = max(self._rested - now, 0) + REST * (time.thread_time() - began)
-        self._rested = now + min(owed, LONGEST_REST)
+        owed = max(self._rested - now, 0) + self.REST * (time.thread_time() - began)
+        self._rested = now + min(owed, self.REST * READ_FOR)
         return heard
 
     def interrupt(self) -> None:
@@ -134,9 +135,9 @@ class Subscription(ABC, Generic[Heard_co]):
         """
         if self._socket is None:
             return
-        until, lost = time.thread_time() + READ_FOR, False
+        until, all_of_it = time.thread_time() + READ_FOR, not self.REST
         for number in range(1, DRAIN_LIMIT):
-            if number % AT_A_TIME == 0 and not lost and time.thread_time() > until:
+            if number % AT_A_TIME == 0 and not all_of_it and time.thread_time() > until:
                 return
             try:
                 datagram = self._socket.recv(RECEIVE_SIZE, socket.MSG_DONTWAIT)
@@ -148,7 +149,7 @@ class Subscription(ABC, Generic[Heard_co]):
                 self._failures += error.errno != errno.ENOBUFS
                 if self._failures > MOST_FAILURES:
                     raise KernelError(f"cannot listen to the kernel: {error.strerror}") from error
-                lost = True
+                all_of_it = True
                 yield None
             else:
                 self._failures = 0
