@@ -14,7 +14,7 @@ from flanneld_py.drivers.nfreader import NfReader, TableName, kept_changing
 from flanneld_py.packetfilter import Chain, ChainKey
 
 PATIENCE = 1.0
-"""Seconds for which a table is read again that others keep changing."""
+"""Seconds for which tables are read again that others keep changing, from when all have been read once."""
 NOTICE = 0.1
 """Seconds within which the kernel tells of a change that can be seen already."""
 NOTICE_STEP = 0.005
@@ -61,7 +61,7 @@ class NfRuleset:
         Raises:
             KernelError: not permitted, no answer, or a table kept changing.
         """
-        patient_until = time.monotonic() + PATIENCE
+        patient_until = None
         while True:
             self._catch_up()
             there = self._reader.tables()
@@ -69,10 +69,11 @@ class NfRuleset:
             missing = sorted(there - self._tables.keys())
             if not missing:
                 return {key: chain for chains in self._tables.values() for key, chain in chains.items()}
-            if time.monotonic() > patient_until:
+            if patient_until is not None and time.monotonic() > patient_until:
                 raise kept_changing()
             for name in missing:
                 self._read(name)
+            patient_until = patient_until or time.monotonic() + PATIENCE
 
     def _read(self, name: TableName) -> None:
         self._tables[name] = {}  # taken out again by what is heard of it
