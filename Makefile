@@ -32,7 +32,7 @@ demo: tools venv ## Hosts in network namespaces, with an etcd: watch them connec
 test: TOOLS += $(FUZZERS)
 test: tools lint types fuzz ## Linters, types, two minutes of fuzzing, and every test, with real etcd and kernel (root)
 	@echo "==> all tests"
-	@$(PY) -m pytest --durations=5 --reruns=1 # of which the summary tells: a busy machine misses a deadline now and then
+	@.ci/tests $(PY)
 
 check: lint types ## Linters, types, unit tests: a few minutes, without root
 	@echo "==> unit tests"

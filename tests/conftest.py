@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import time
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -30,8 +29,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 REPORT_END = 3000  # of a report's text: the assertion, and the last lines of the logs
-BUDGET = 75
-"""Minutes for all of CI, installation and linters included."""
 FIGURES = pytest.StashKey[list[str]]()
 
 
@@ -89,7 +86,7 @@ def pytest_make_collect_report(
 
 
 def _minutes(terminalreporter: pytest.TerminalReporter) -> Iterator[str]:
-    """What each folder took, the longest first, and then all of CI."""
+    """What each folder took, the longest first."""
     took: defaultdict[str, float] = defaultdict(float)
     for reports in terminalreporter.stats.values():
         for report in reports:
@@ -97,7 +94,6 @@ def _minutes(terminalreporter: pytest.TerminalReporter) -> Iterator[str]:
                 took[report.nodeid.partition("::")[0].rpartition("/")[0]] += report.duration
     for folder, seconds in sorted(took.items(), key=lambda item: -item[1]):
         yield f"{folder:<24}{seconds / 60:>6.1f} min"
-    yield f"{'all of CI':<24}{(time.time() - int(os.environ['CI_BEGAN'])) / 60:>6.1f} min of {BUDGET}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -17,7 +17,7 @@ from tests.chaos.schedule import make_schedule
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.chaos]
 
 SECONDS = 180
 SEEDS = {"vxlan": 7109, "host-gw": 7110, "udp": 7106}
