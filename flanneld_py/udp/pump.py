@@ -47,8 +47,12 @@ IFF_TUN, IFF_NO_PI, IFF_VNET_HDR, IFF_TUN_EXCL = 0x0001, 0x1000, 0x4000, 0x8000
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 SEND_BUFFER = 2 << 20
 """Bytes that may wait in queues of the underlay for one peer; what comes then is dropped."""
-RECEIVE_BUFFER = 16 << 20
-"""Bytes: packets of some milliseconds, in which the child may not run."""
+RECEIVE_BUFFER = {"native": 16 << 20, "python": 2 << 20}
+"""Bytes: packets of some milliseconds, in which the child may not run.
+
+Once a flood has filled it the kernel takes no packet of anybody until a quarter is read again (its
+`udp_rmem_release`): of 16 MB ten thousand small packets, for which Python needs half a second.
+"""
 BUSY = ("send.busy-ms", "receive.busy-ms")
 
 
@@ -106,6 +110,13 @@ def _lead(udp: socket.socket) -> None:
     udp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
 
 
+def _set_buffer(udp: socket.socket, forced: int, asked: int, size: int) -> None:
+    try:
+        udp.setsockopt(socket.SOL_SOCKET, forced, size)
+    except PermissionError:  # as much as net.core.[rw]mem_max allows
+        udp.setsockopt(socket.SOL_SOCKET, asked, size)
+
+
 def open_socket(address: str, port: int) -> socket.socket:
     """The socket all peers send to.
 
@@ -114,14 +125,7 @@ def open_socket(address: str, port: int) -> socket.socket:
     """
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
-        for forced, asked, size in (
-            (SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER),
-            (SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BUFFER),
-        ):
-            try:
-                udp.setsockopt(socket.SOL_SOCKET, forced, size)
-            except PermissionError:  # as much as net.core.[rw]mem_max allows
-                udp.setsockopt(socket.SOL_SOCKET, asked, size)
+        _set_buffer(udp, SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER)
         _lead(udp)
         udp.bind((address, port))
     except BaseException:
@@ -155,6 +159,9 @@ class _Child:
             self.end()
             raise
         runs, why, offloads, names = said
+        shared = socket.socket(fileno=udp)
+        _set_buffer(shared, SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BUFFER[runs])
+        shared.detach()
         self.running = Running(self.process.pid, runs, why, tuple(offloads.split()))
         self.counted: dict[str, int] = dict.fromkeys(names.split(), 0)
 

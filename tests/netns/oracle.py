@@ -26,6 +26,7 @@ UDP_OVERHEAD = 28
 VXLAN_OVERHEAD = {4: 50, 6: 70}
 PUBLIC = {4: "PublicIP", 6: "PublicIPv6"}
 DATA = {4: "BackendData", 6: "BackendV6Data"}
+NOT_YET = {"VtepMAC": "none, as the record is still one of another backend"}
 NO_IPV4 = "0.0.0.0-0"
 """In the place of the IPv4 subnet of a key."""
 _KEY = re.compile(r"\d+\.\d+\.\d+\.\d+-\d+(&|$)")
@@ -82,14 +83,14 @@ def expected(host: Host, backend: str, *, vni: int = 1, direct: Sequence[str] = 
                 if backend == "host-gw" or any(_inside(public, prefix) for prefix in direct):
                     rows |= _direct_rows(subnet, public, host.interface)
                 else:
-                    rows |= _tunnel_rows(subnet, public, record[DATA[family]], device_of(family, vni))
+                    rows |= _tunnel_rows(subnet, public, record.get(DATA[family]), device_of(family, vni))
     if backend == "vxlan":
         for family, subnet in subnets_of(own).items():
             device = device_of(family, vni)
             base = ip_network(subnet).network_address
             rows[f"address {base}/{base.max_prefixlen}"] = device
             local = {4: host.address, 6: host.address6}[family]
-            mac = records[own][DATA[family]]["VtepMAC"]
+            mac = (records[own].get(DATA[family]) or NOT_YET)["VtepMAC"]
             rows[f"link {device}"] = (
                 f"vni={vni} port=8472 dev={host.interface} local={local} "
                 f"mtu={external_mtu(host) - VXLAN_OVERHEAD[family]} mac={mac} up=True learning=False"
@@ -168,8 +169,8 @@ def _direct_rows(subnet: str, public: str, dev: str) -> Rows:
     return rows | ({} if ":" in subnet else {f"nexthop {public}": f"dev {dev} onlink=False"})
 
 
-def _tunnel_rows(subnet: str, public: str, data: dict[str, Any], dev: str) -> Rows:
-    base, mac = str(ip_network(subnet).network_address), data["VtepMAC"]
+def _tunnel_rows(subnet: str, public: str, data: dict[str, Any] | None, dev: str) -> Rows:
+    base, mac = str(ip_network(subnet).network_address), (data or NOT_YET)["VtepMAC"]
     rows = {
         f"route {subnet}": f"via {base} dev {dev} onlink=True proto {PROTOCOL}",
         f"neigh {base}": mac,

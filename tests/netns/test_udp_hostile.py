@@ -392,6 +392,9 @@ def test_a_flood_of_small_packets_from_a_stranger(lab: Lab, scene: Scene) -> Non
     wait_for(
         lambda: (drops(alpha, "rx") - before)["outer-source-unknown"], 5, "the flood", lambda n: n > 1000
     )
+    wait_for(
+        lambda: beta.pod.ping(alpha.pod.address, 1, wait=1).lost, 2, "no loss behind it", lambda n: n == 0
+    )
     assert beta.pod.ping(alpha.pod.address, wait=3).lost == 0
     watch.stop()
     assert not holding(watch.arrived, BAD)

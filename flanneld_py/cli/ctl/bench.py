@@ -103,6 +103,7 @@ def registry(settings: Settings, nodes: int, watches: int, as_json: bool) -> int
     _say_nothing()
     etcd = settings.etcd()
     etcd = replace(etcd, prefix=f"{settings.prefix}-flanneld-py-bench-{secrets.token_hex(4)}")
+    _import_all()
     with _signals() as signals:
         steps = _tried(etcd, nodes, watches, signals)
     if signals.came:
@@ -113,6 +114,13 @@ def registry(settings: Settings, nodes: int, watches: int, as_json: bool) -> int
     else:
         click.echo(f"{_shown(steps)}\n\n{COLUMNS}")
     return 0
+
+
+def _import_all() -> None:
+    """What is imported below as well: a signal in the midst of an import can be lost there."""
+    import urllib.request  # noqa: F401, PLC0415
+
+    import flanneld_py.daemon.simulated  # noqa: F401, PLC0415
 
 
 class _Signals:
@@ -182,6 +190,7 @@ def _tried(etcd: EtcdSettings, nodes: int, watches: int, signals: _Signals) -> l
     Raises:
         FlanneldError: etcd is not reached, or not all of it could be removed from there.
     """
+    from flanneld_py.daemon.simulated import SimulatedNode  # noqa: PLC0415 - with all of the daemon
     from flanneld_py.drivers.etcd import EtcdRegistry  # noqa: PLC0415
 
     fleet: list[SimulatedNode] = []
@@ -191,8 +200,6 @@ def _tried(etcd: EtcdSettings, nodes: int, watches: int, signals: _Signals) -> l
     with tempfile.TemporaryDirectory(prefix="flannelctl-bench.", ignore_cleanup_errors=True) as directory:
         try:
             with suppress(KeyboardInterrupt), signals.may_end():
-                from flanneld_py.daemon.simulated import SimulatedNode  # noqa: PLC0415 - with all of the daemon
-
                 scratch.put("config", CONFIG)
                 fleet += [SimulatedNode(etcd, number, Path(directory)) for number in range(nodes)]
                 steps += _steps(fleet, fleet[:watches], scratch, progress)
