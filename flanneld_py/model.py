@@ -50,7 +50,10 @@ class PerFamily(Generic[T]):
             yield 6, self.v6
 
     def values(self) -> tuple[T, ...]:
-        return tuple([value for value in (self.v4, self.v6) if value is not None])
+        v4, v6 = self.v4, self.v6
+        if v6 is None:
+            return () if v4 is None else (v4,)
+        return (v6,) if v4 is None else (v4, v6)
 
 
 Subnets: TypeAlias = PerFamily[IPNetwork]

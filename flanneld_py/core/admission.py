@@ -116,8 +116,8 @@ class Admission:
             self._peers = self._put_together()
         come = [record for key, (record, _) in added.items() if _is_other(record, removed.get(key))]
         went = [record for key, (record, _) in removed.items() if _is_other(record, added.get(key))]
-        shares = any(map(self._meetings.shares_address, (*come, *went)))
-        return Admitted(self._peers, tuple(come), tuple(went), afresh or shares)
+        afresh = afresh or any(map(self._meetings.shares_address, (*come, *went)))
+        return Admitted(self._peers, tuple(come), tuple(went), afresh)
 
     def _enter(self, record: Record, judge: Judge) -> bool:
         """Whether it meets somebody."""

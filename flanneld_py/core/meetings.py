@@ -34,10 +34,12 @@ class Meetings:
     def come(self, record: Record) -> bool:
         """Note what it has; whether somebody has some of it, too."""
         key, met = record.key, False
-        for thing in _things(record):
-            met = self._add(thing, key) or met
         for net in record.subnets.values():
-            met = self._stand_inside(net, key) or _block(net, net.prefixlen) in self._inside or met
+            block = _block(net, net.prefixlen)
+            met = self._add(block, key) or met
+            met = self._stand_inside(net, key) or block in self._inside or met
+        for thing in _without_subnets(record):
+            met = self._add(thing, key) or met
         return met
 
     def part(self, record: Record) -> set[Hashable]:
@@ -133,11 +135,12 @@ class Meetings:
 
 def _things(record: Record) -> list[Hashable]:
     """All that it has that another may have, too."""
-    return [
-        *(_block(net, net.prefixlen) for net in record.subnets.values()),
-        *record.vtep_macs.values(),
-        *(ip.packed for ip in record.public_ips.values()),
-    ]
+    blocks: list[Hashable] = [_block(net, net.prefixlen) for net in record.subnets.values()]
+    return blocks + _without_subnets(record)
+
+
+def _without_subnets(record: Record) -> list[Hashable]:
+    return [*record.vtep_macs.values(), *[ip.packed for ip in record.public_ips.values()]]
 
 
 def _block(net: IPNetwork, length: int) -> int:

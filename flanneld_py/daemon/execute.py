@@ -71,13 +71,15 @@ class Executor:
         for (verb, table), run in groupby(ops, key=lambda op: (op.verb, op.table)):
             batch = list(run)
             waits = _waiting(batch, want, have, failed) if failed else {}
-            ready = [op for op in batch if op.key not in waits]
-            done = iter(self._driver_of[table].apply(ready) if ready else ())
-            for op in batch:
-                outcome = Outcome(op, waits[op.key]) if op.key in waits else next(done)
-                outcomes.append(outcome)
-                if outcome.error is not None and verb == "set" and (table, op.key) not in standing:
-                    failed[table, op.key] = outcome.error
+            ready = [op for op in batch if op.key not in waits] if waits else batch
+            done: Iterable[Outcome] = self._driver_of[table].apply(ready) if ready else ()
+            if waits:
+                rest = iter(done)
+                done = [Outcome(op, waits[op.key]) if op.key in waits else next(rest) for op in batch]
+            outcomes += done
+            for op, error in done if verb == "set" else ():
+                if error is not None and (table, op.key) not in standing:
+                    failed[table, op.key] = error
             if (verb, table) == ("set", "links"):
                 outcomes = self._put_back(outcomes, have)
         return outcomes

@@ -88,8 +88,7 @@ class RtnetlinkTables:
         self._nexthops: dict[NextHop, list[int]] = {}
         self._taken: set[int] = set()
         self._last_id = self._ids.start - 1
-        # Ids that we gave, or saw in use by what is ours.
-        self._known_ids: set[int] = set()
+        self._known_ids: set[int] = set()  # that we gave, or saw in use by what is ours
         self._odd_fdb: set[tuple[str, str]] = set()
         # Destinations at whose usual mark a route of ours stood, and may be replaced.
         self._held: set[IPNetwork] = set()
@@ -222,12 +221,12 @@ class RtnetlinkTables:
         if hop.via is None:
             raise ValueError(f"a nexthop object on {hop.dev} has no gateway")
         index = self._index(hop.dev)
-        known = hop in self._nexthops
-        if not known:
-            self._nexthops[hop] = [self._free_id()]
+        numbers = self._nexthops.get(hop)
+        new = numbers is None
+        if numbers is None:
+            numbers = self._nexthops[hop] = [self._free_id()]
         # The kernel may have flushed a known one with its device: then this makes it again.
-        number = self._nexthops[hop][0]
-        return [rt.set_nexthop(number, NEXTHOP_PROTOCOL, index, hop.via, onlink=hop.onlink, new=not known)]
+        return [rt.set_nexthop(numbers[0], NEXTHOP_PROTOCOL, index, hop.via, onlink=hop.onlink, new=new)]
 
     def _free_id(self) -> int:
         for _ in self._ids:
@@ -243,7 +242,7 @@ class RtnetlinkTables:
 
     def _set_route(self, op: Op) -> list[bytes]:
         (dev, via, onlink), protocol = op.value
-        if op.key in self._beside:
+        if self._beside and op.key in self._beside:  # to hash a network takes a microsecond
             raise ValueError(conflict(op, self._beside[op.key]))
         new = op.key not in self._held
         if via is None:
@@ -256,14 +255,20 @@ class RtnetlinkTables:
         else:
             index = self._index(dev)
             wanted = rt.set_route6(op.key, protocol, index, via, self._mark, onlink=onlink, new=new)
-        usual = USUAL_MARK[op.key.version]
-        marks = self._marks.get(op.key, [usual])
-        if [mark[1:] for mark in marks] == [usual[1:]] and self._devices6.get(op.key, dev) == dev:
-            usurper = self._usurpers.get(op.key)
-            if usurper is not None and op.key.version == 6 and usurper.dev != dev:
-                return [rt.delete_route(op.key, *usurper.mark), wanted]  # as with _devices6
-            return [wanted]  # the kernel puts it in the place of ours, also of one with another protocol
-        return [*(rt.delete_route(op.key, *mark) for mark in marks), wanted]
+        return [*[rt.delete_route(op.key, *mark) for mark in self._in_the_way(op.key, dev)], wanted]
+
+    def _in_the_way(self, destination: IPNetwork, dev: str) -> list[RouteMark]:
+        """What must go before a route through this device; else the kernel replaces ours, of any protocol."""
+        usual = USUAL_MARK[destination.version]
+        marks = self._marks.get(destination) if self._marks else None
+        if marks is not None and [mark[1:] for mark in marks] != [usual[1:]]:
+            return marks
+        if destination.version == 4:
+            return []
+        if self._devices6.get(destination, dev) != dev:
+            return marks or [usual]
+        usurper = self._usurpers.get(destination)
+        return [usurper.mark] if usurper is not None and usurper.dev != dev else []  # as with _devices6
 
     def _direct_route(self, destination: IPNetwork, protocol: int, index: int, *, new: bool) -> bytes:
         if destination.version == 4:
