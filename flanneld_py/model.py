@@ -50,10 +50,7 @@ class PerFamily(Generic[T]):
             yield 6, self.v6
 
     def values(self) -> tuple[T, ...]:
-        v4, v6 = self.v4, self.v6
-        if v6 is None:
-            return () if v4 is None else (v4,)
-        return (v6,) if v4 is None else (v4, v6)
+        return (self.v4,) if self.v4 is not None and self.v6 is None else tuple([v for _, v in self.items()])
 
 
 Subnets: TypeAlias = PerFamily[IPNetwork]

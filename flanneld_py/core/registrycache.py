@@ -210,7 +210,7 @@ def parse(text: str) -> Cached:
     except DamagedError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise DamagedError("is cut off, or none of ours") from None
+        raise DamagedError("is damaged, cut off, or none of ours") from None
 
 
 def _parse(lines: str, end: Any) -> Cached:

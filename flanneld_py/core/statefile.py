@@ -80,7 +80,7 @@ def why_unusable(text: str) -> str:
         found = json.loads(text)["format"]
         shown = gojson.show(found)
     except (ValueError, LookupError, TypeError, RecursionError):
-        return "is cut off, or none of ours"
+        return "is damaged, cut off, or none of ours"
     if found != FORMAT:
         return f"is of format {shown}, expected {FORMAT}"
     return "is not as it was written: its checksum differs"

@@ -51,8 +51,8 @@ def doubts(recalled: Recalled, host: Host, unix_time: float) -> Problem | None:
         reasons.append(f"this host's clock is behind {recalled.of}, when it was last known to stand")
     if left is not None and left <= 0:
         reasons.append(
-            f"it was last known to stand at {recalled.of}, for {duration(own.ttl)}, so another host may have "
-            "its subnet by now unless etcd was down as well"
+            f"the state is of {recalled.of}, and a lease stands for {duration(own.ttl)}, so another host may "
+            "have its subnet by now unless etcd was down as well"
         )
     known, here = own.record.public_ips, host.external.public
     here = PerFamily(*(here.get(f) if known.get(f) is not None else None for f in (4, 6)))

@@ -92,10 +92,8 @@ class RtnetlinkTables:
         self._odd_fdb: set[tuple[str, str]] = set()
         # Destinations at whose usual mark a route of ours stood, and may be replaced.
         self._held: set[IPNetwork] = set()
-        # Of destinations with a route of ours: the foreign one that was set beside it.
-        self._beside: dict[IPNetwork, str] = {}
-        # Of destinations where a route of ours stood: the one that took its place.
-        self._usurpers: dict[IPNetwork, FoundRoute] = {}
+        self._beside: dict[IPNetwork, str] = {}  # a route of ours: the foreign one that was set beside it
+        self._usurpers: dict[IPNetwork, FoundRoute] = {}  # where ours stood: the one that took its place
         # Of each destination under which there is other than one route with the usual mark.
         self._marks: dict[IPNetwork, list[RouteMark]] = {}
         # Of IPv6 routes: while one leads to its gateway's own address through another device, the kernel
@@ -259,15 +257,12 @@ class RtnetlinkTables:
 
     def _in_the_way(self, destination: IPNetwork, dev: str) -> list[RouteMark]:
         """What must go before a route through this device; else the kernel replaces ours, of any protocol."""
-        usual = USUAL_MARK[destination.version]
         marks = self._marks.get(destination) if self._marks else None
-        if marks is not None and [mark[1:] for mark in marks] != [usual[1:]]:
-            return marks
-        if destination.version == 4:
-            return []
-        if self._devices6.get(destination, dev) != dev:
+        usual = USUAL_MARK[destination.version]
+        elsewhere = self._devices6 and self._devices6.get(destination, dev) != dev
+        if elsewhere or (marks and [mark[1:] for mark in marks] != [usual[1:]]):
             return marks or [usual]
-        usurper = self._usurpers.get(destination)
+        usurper = self._usurpers.get(destination) if destination.version == 6 else None
         return [usurper.mark] if usurper is not None and usurper.dev != dev else []  # as with _devices6
 
     def _direct_route(self, destination: IPNetwork, protocol: int, index: int, *, new: bool) -> bytes:

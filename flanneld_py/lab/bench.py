@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
+from flanneld_py.lab.benchmachine import others_load
 from flanneld_py.lab.benchpaths import PATHS, Pair, daemon_pair, peer_pair, routed_pair
-from flanneld_py.lab.benchsamples import Sample, measure, others_load
+from flanneld_py.lab.benchsamples import Sample, measure
 from flanneld_py.lab.benchtables import LEGEND, table
 from flanneld_py.lab.cnibench import BRIDGE, add_overhead
 from flanneld_py.lab.overlays import OVERLAYS

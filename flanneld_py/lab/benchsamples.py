@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import time
-import timeit
 from dataclasses import dataclass
-from pathlib import Path
 
+from flanneld_py.lab.benchmachine import busy
 from flanneld_py.lab.benchpaths import Pair
 from flanneld_py.lab.datagrams import Delivery, datagram_stream, round_trips
 from flanneld_py.lab.probes import tcp_throughput
@@ -17,7 +14,6 @@ SMALL, LARGE = 64, 1400
 """Bytes of payload of the datagrams; the large ones fit every path's MTU."""
 _STREAMS = 4
 _LEAST_DELIVERED = 1000
-_QUIET = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,34 +38,6 @@ class Sample:
     trip: float
     """Median round trip, µs."""
     trip_p99: float
-
-
-def busy() -> float:
-    """Seconds that all processors together have worked since the machine started (proc_stat(5)), 10 ms exact.
-
-    Waiting and what the hypervisor took are no work.
-    """
-    user, nice, system, _idle, _iowait, irq, softirq = map(
-        int, Path("/proc/stat").read_text().split(maxsplit=8)[1:8]
-    )
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
-
-
-def others_load() -> float:
-    """Processors that are busy while the bench does nothing: what else the machine does."""
-    before = busy()
-    time.sleep(_QUIET)
-    return (busy() - before) / _QUIET
-
-
-def loop_turn() -> float:
-    """How fast the machine is just now: the nanoseconds that Python takes for a turn of a loop that adds."""
-    turns = 200_000
-    return (
-        min(timeit.repeat(f"for n in range({turns}): total += n", "total = 0", repeat=5, number=1))
-        / turns
-        * 1e9
-    )
 
 
 def measure(pair: Pair, seconds: int, trips: int) -> Sample:

@@ -11,10 +11,10 @@ from pathlib import Path
 from statistics import linear_regression, median
 from typing import Any
 
-from flanneld_py.lab.benchsamples import loop_turn, others_load
+from flanneld_py.lab.benchmachine import loop_turn, others_load, wake_trips
 from flanneld_py.lab.overlays import OVERLAYS
 from flanneld_py.lab.requirements import obstacle
-from flanneld_py.lab.scaleruns import Joins, Start, measure_joins, measure_start
+from flanneld_py.lab.scaleruns import JOIN_REST, Joins, Start, measure_joins, measure_start
 from flanneld_py.lab.scalesubjects import OURS, PEER, Subject, check_program
 from flanneld_py.lab.topology import Lab
 
@@ -54,6 +54,8 @@ class Measured:
     """Processors that others kept busy, before each turn."""
     pace: list[float]
     """Nanoseconds that a turn of a loop took then."""
+    wakes: list[float]
+    """Seconds of a message to a process that sleeps, and back, before joins."""
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
@@ -61,6 +63,7 @@ class Measured:
             "processors": len(os.sched_getaffinity(0)),
             "others_kept_busy": self.load,
             "loop_turn_ns": self.pace,
+            "wake_trip_s": self.wakes,
             "starts": {
                 subject: {
                     backend: {
@@ -94,7 +97,7 @@ def scale(plan: ScalePlan, say: Say) -> Measured:
     """
     check_program(plan.peer)
     subjects = [Subject(OURS), *([Subject(PEER, plan.peer)] if plan.peer else [])]
-    measured = Measured({s.name: {} for s in subjects}, {s.name: {} for s in subjects}, [], [])
+    measured = Measured({s.name: {} for s in subjects}, {s.name: {} for s in subjects}, [], [], [])
     with Lab() as lab:
         for number in range(1, plan.rounds + 1):
             turn = f"round {number} of {plan.rounds}"
@@ -114,6 +117,7 @@ def scale(plan: ScalePlan, say: Say) -> Measured:
             for present in plan.present:
                 measured.load.append(others_load())
                 measured.pace.append(loop_turn())
+                measured.wakes.extend(wake_trips(JOIN_REST))
                 for subject in subjects:
                     joins = measure_joins(
                         lab, subject, "vxlan", present, joins=plan.joins, burst=plan.burst, idle=plan.idle
@@ -184,6 +188,7 @@ def tables(measured: Measured) -> list[str]:
                 f"{min(j.idle_cpu for j in joined):>10.2f} s"
                 f"{min(j.rss for j in joined):>7.0f}{max(j.requests for j in joined):>8}"
             )
+    wakes = sorted(measured.wakes)
     lines += [
         "",
         "Best of all rounds. Complete: the lesser of two starts, without and with a lease. MB: some seconds",
@@ -193,6 +198,8 @@ def tables(measured: Measured) -> list[str]:
         f"(at most {max(measured.load):.1f}).",
         f"A turn of a loop of Python that adds took {min(measured.pace):.0f} to {max(measured.pace):.0f} ns: "
         "by that, machines and moments can be compared.",
+        f"A byte to a process that sleeps, and back, between joins: {median(wakes) * 1e3:.2f} ms, "
+        f"p99 {wakes[len(wakes) * 99 // 100] * 1e3:.1f}. A join wakes about five.",
     ]
     return lines
 

@@ -53,7 +53,7 @@ def summary(run: Recording, found: dict[str, list[str]]) -> str:
     lines = [
         f"seed {setting.seed}: {setting.backend}, {setting.families}, TTL {setting.ttl} s, "
         f"{len(run.done)} faults in {run.healed - run.began:.0f} s ({len(run.skipped)} not possible), "
-        f"{sent} probes, {lost} lost, {_excused(run):.0%} at a time that a fault excuses, "
+        f"{sent} probes ({_excused(run):.0%} of them while a fault excused their loss), {lost} lost, "
         f"{len(run.events)} revisions: "
         + (f"{len(found)} invariants violated" if found else "all invariants hold")
     ]

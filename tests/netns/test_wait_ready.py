@@ -79,6 +79,16 @@ def test_it_waits_for_a_daemon_that_waits_for_etcd(lab: Lab, host: Host) -> None
     assert host.subnet_env()
 
 
+def test_a_host_that_has_its_subnet_does_not_wait_for_etcd(lab: Lab, host: Host) -> None:
+    """Also when etcd has been away for so long that /readyz and the status call the host not ready."""
+    daemon = host.start_daemon(["--subnet-lease-ttl=30s"])
+    daemon.wait_ready()
+    lab.etcd.pause()
+    wait_for(daemon.status, 20, "not to be called ready", lambda seen: seen.get("ready") is False)
+    assert wait_ready(host, "--timeout=0").returncode == 0
+    lab.etcd.resume()
+
+
 def test_without_a_daemon(host: Host) -> None:
     began = time.monotonic()
     done = wait_ready(host, "--timeout", "2500ms")

@@ -57,7 +57,7 @@ def test_a_lease_that_may_have_ended_is_named_and_no_other() -> None:
     told = doubts(RECALLED, host(1), TIME + DAY)
     assert told is not None
     assert told.code == "lease-unconfirmed"
-    assert f"last known to stand at {AT}, for 1 d, so another host may have its subnet" in told.reason
+    assert f"is of {AT}, and a lease stands for 1 d, so another host may have its subnet" in told.reason
     assert "--on-lease-loss" in told.fix
     reservation = replace(RECALLED, own=OwnLease(OWN, 0))
     assert doubts(reservation, host(1), TIME + 99 * DAY) is None

@@ -59,6 +59,8 @@ class Seen:
 def wait_ready(settings: Settings, timeout_text: str, as_json: bool) -> int:
     """Wait until this host's daemon is ready: the lease is held, and subnet.env stands.
 
+    That etcd is away is no reason to wait, once they are there.
+
     After two seconds it says on stderr what it waits for. Exit 0: ready; 1: not in time, with the daemon's
     reason.
     """
@@ -146,7 +148,5 @@ def judge(status: Mapping[str, Any], prefix: str) -> Seen:
 
 
 def _lacks_only_etcd(status: Mapping[str, Any]) -> bool:
-    """Whether it runs on the state of an earlier run, and all but etcd is well: containers may be started."""
-    return bool(status["registry"].get("running_on_state_of")) and [
-        name for name, check in (status.get("checks") or {}).items() if not check["ok"]
-    ] == ["registry"]
+    """Whether all but etcd is well, lease and subnet.env among it: containers may be started."""
+    return [name for name, check in (status.get("checks") or {}).items() if not check["ok"]] == ["registry"]
