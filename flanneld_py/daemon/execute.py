@@ -71,11 +71,7 @@ class Executor:
         for (verb, table), run in groupby(ops, key=lambda op: (op.verb, op.table)):
             batch = list(run)
             waits = _waiting(batch, want, have, failed) if failed else {}
-            ready = [op for op in batch if op.key not in waits] if waits else batch
-            done: Iterable[Outcome] = self._driver_of[table].apply(ready) if ready else ()
-            if waits:
-                rest = iter(done)
-                done = [Outcome(op, waits[op.key]) if op.key in waits else next(rest) for op in batch]
+            done = self._try(table, batch, waits)
             outcomes += done
             for op, error in done if verb == "set" else ():
                 if error is not None and (table, op.key) not in standing:
@@ -83,6 +79,14 @@ class Executor:
             if (verb, table) == ("set", "links"):
                 outcomes = self._put_back(outcomes, have)
         return outcomes
+
+    def _try(self, table: Table, batch: Sequence[Op], waits: Mapping[object, str]) -> Sequence[Outcome]:
+        """Carry out those that need not wait."""
+        if not waits:
+            return self._driver_of[table].apply(batch)
+        ready = [op for op in batch if op.key not in waits]
+        done = iter(self._driver_of[table].apply(ready) if ready else ())
+        return [Outcome(op, waits[op.key]) if op.key in waits else next(done) for op in batch]
 
     def _put_back(self, outcomes: Sequence[Outcome], have: State) -> list[Outcome]:
         """`outcomes` of links, those of deletes that were in vain as failures."""

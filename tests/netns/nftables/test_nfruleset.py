@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from flanneld_py.drivers import nfruleset
 from flanneld_py.drivers.nfreader import NfReader
 from flanneld_py.drivers.nfruleset import NfRuleset
 from flanneld_py.packetfilter import ChainKey
@@ -47,6 +48,22 @@ def test_each_change_is_seen(net: Namespace, reader: NfReader, ruleset: NfRulese
     ):
         net.run("nft", change)
         assert ruleset.chains() == reader.chains(), change
+
+
+def set_patience(seconds: float) -> float:
+    """In the child; what it was before."""
+    before, nfruleset.PATIENCE = nfruleset.PATIENCE, seconds
+    return before
+
+
+def test_one_long_reading_is_no_sign_of_changes(net: Namespace, agent: Agent, ruleset: NfRuleset) -> None:
+    """On a slow machine all rules took longer to read once than others' changes are waited for."""
+    load(net, DOCKER, RESTORE["ip"])
+    before = agent.call(set_patience, 0.0)
+    try:
+        assert ruleset.chains()
+    finally:
+        agent.call(set_patience, before)
 
 
 def test_rules_are_read_although_somebody_adds_to_a_set_of_his_own_all_the_time(
