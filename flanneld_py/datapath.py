@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Literal, NamedTuple, TypeAlias
 
-from flanneld_py.model import IPNetwork, Subnets
+from flanneld_py.addresses import IPNetwork, Subnets
 
 
 @dataclass(frozen=True, slots=True)

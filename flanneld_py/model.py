@@ -6,55 +6,13 @@ IPv6 is more rows in the same tables, not other tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import (
-    IPv4Address,
-    IPv4Interface,
-    IPv4Network,
-    IPv6Address,
-    IPv6Interface,
-    IPv6Network,
-)
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias
 
+from flanneld_py.addresses import Family, IPAddress, IPInterface, IPNetwork, PerFamily, Subnets
+from flanneld_py.datapath import Endpoint, PumpSettings, TunLink
 from flanneld_py.packetfilter import Chain, ChainKey
-
-if TYPE_CHECKING:
-    from flanneld_py.datapath import Endpoint, PumpSettings, TunLink
-
-IPAddress: TypeAlias = IPv4Address | IPv6Address
-IPNetwork: TypeAlias = IPv4Network | IPv6Network
-IPInterface: TypeAlias = IPv4Interface | IPv6Interface
-Family: TypeAlias = Literal[4, 6]
-FAMILIES: tuple[Family, Family] = (4, 6)
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class PerFamily(Generic[T]):
-    """One value for IPv4, one for IPv6; `None` where a family is not in use."""
-
-    v4: T | None = None
-    v6: T | None = None
-
-    def get(self, family: Family) -> T | None:
-        return self.v4 if family == 4 else self.v6
-
-    def items(self) -> Iterator[tuple[Family, T]]:
-        """The families in use with their values, IPv4 first."""
-        if self.v4 is not None:
-            yield 4, self.v4
-        if self.v6 is not None:
-            yield 6, self.v6
-
-    def values(self) -> tuple[T, ...]:
-        return (self.v4,) if self.v4 is not None and self.v6 is None else tuple([v for _, v in self.items()])
-
-
-Subnets: TypeAlias = PerFamily[IPNetwork]
-
 
 # --- registry -------------------------------------------------------------------------------------
 
@@ -336,7 +294,7 @@ class VxlanLink:
     up: bool = True
 
 
-Link: TypeAlias = "VxlanLink | TunLink"
+Link: TypeAlias = VxlanLink | TunLink
 
 
 class NextHop(NamedTuple):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
 from typing import Literal, NamedTuple, TypeAlias
+
+from flanneld_py.addresses import IPNetwork
 
 Field: TypeAlias = Literal[
     "saddr", "daddr", "mark", "iifname", "oifname", "l4proto", "nfproto", "ct state", "ct status", "other"
 ]
-Value: TypeAlias = "IPv4Network | IPv6Network | Mark | int | str"
+Value: TypeAlias = "IPNetwork | Mark | int | str"
 Hook: TypeAlias = Literal["", "prerouting", "input", "forward", "output", "postrouting", "ingress", "egress"]
 
 

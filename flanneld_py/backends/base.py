@@ -6,8 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Protocol
 
+from flanneld_py.addresses import IPAddress, PerFamily
 from flanneld_py.core.configkeys import Key
-from flanneld_py.model import Host, IPAddress, NextHop, PerFamily, Record, Route, State
+from flanneld_py.model import Host, NextHop, Record, Route, State
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+from flanneld_py.addresses import IPNetwork
 from flanneld_py.backends.base import Published, direct_route
 from flanneld_py.core.configkeys import Key
 from flanneld_py.errors import HostError
-from flanneld_py.model import Host, IPNetwork, NetworkConfig, Record, Route, State
+from flanneld_py.model import Host, NetworkConfig, Record, Route, State
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, ip_interface
 from typing import get_args
 
+from flanneld_py.addresses import Family, IPAddress, IPNetwork, PerFamily
 from flanneld_py.backends.base import Published
 from flanneld_py.core import options
 from flanneld_py.core.configkeys import Key
@@ -24,18 +25,7 @@ from flanneld_py.datapath import (
     TunLink,
 )
 from flanneld_py.errors import ConfigError, HostError
-from flanneld_py.model import (
-    Family,
-    Host,
-    IPAddress,
-    IPNetwork,
-    NetworkConfig,
-    NextHop,
-    PerFamily,
-    Record,
-    Route,
-    State,
-)
+from flanneld_py.model import Host, NetworkConfig, NextHop, Record, Route, State
 
 OVERHEAD = 28
 """Outer IPv4 20 and UDP 8 bytes."""

@@ -13,26 +13,14 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_interface
 from itertools import chain, count
 
+from flanneld_py.addresses import Family, IPAddress, IPNetwork, PerFamily
 from flanneld_py.backends.base import Published, direct_route
 from flanneld_py.core import options
 from flanneld_py.core.configkeys import Key
 from flanneld_py.core.nodeid import vtep_mac
 from flanneld_py.core.ownership import link_alias
 from flanneld_py.errors import ConfigError
-from flanneld_py.model import (
-    Family,
-    Host,
-    IPAddress,
-    IPNetwork,
-    Link,
-    NetworkConfig,
-    NextHop,
-    PerFamily,
-    Record,
-    Route,
-    State,
-    VxlanLink,
-)
+from flanneld_py.model import Host, Link, NetworkConfig, NextHop, Record, Route, State, VxlanLink
 
 OVERHEAD: dict[Family, int] = {4: 50, 6: 70}
 """Outer IP (20 or 40), UDP 8, VXLAN 8 and inner Ethernet 14 bytes."""

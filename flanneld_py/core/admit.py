@@ -6,10 +6,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 
+from flanneld_py.addresses import Family, IPAddress, IPNetwork
 from flanneld_py.core.records import age, said_since
 from flanneld_py.core.reservation import is_vacant
 from flanneld_py.core.subnets import leasable
-from flanneld_py.model import Family, Host, IPAddress, IPNetwork, NetworkConfig, Record, Snapshot
+from flanneld_py.model import Host, NetworkConfig, Record, Snapshot
 
 OUTSIDE, OTHER_BACKEND = "lies outside the Network", "backend is"
 """In the reasons for which a record is left out: its host goes by another config."""

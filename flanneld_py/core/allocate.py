@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from random import Random
 
+from flanneld_py.addresses import FAMILIES, Family, IPAddress, PerFamily, Subnets
 from flanneld_py.core.leasedecision import (
     Adopt,
     Claim,
@@ -36,17 +37,7 @@ from flanneld_py.core.subnetchoice import (
     taken_subnets,
 )
 from flanneld_py.errors import RecordError
-from flanneld_py.model import (
-    FAMILIES,
-    Family,
-    Host,
-    IPAddress,
-    NetworkConfig,
-    PerFamily,
-    Record,
-    Snapshot,
-    Subnets,
-)
+from flanneld_py.model import Host, NetworkConfig, Record, Snapshot
 
 
 def decide_lease(config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish, rng: Random) -> Decision:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
+from flanneld_py.addresses import Family, IPAddress, IPNetwork, PerFamily
 from flanneld_py.core import gojson
 from flanneld_py.core.configkeys import misspelt, shown_key
 from flanneld_py.errors import ConfigError
-from flanneld_py.model import Family, IPAddress, NetworkConfig, PerFamily, SubnetRange
+from flanneld_py.model import NetworkConfig, SubnetRange
 
 EXAMPLE = '{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}'
 DEFAULT_BACKEND = "udp"
@@ -247,7 +248,7 @@ _FIELDS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
 def _range(family: Family, fields: Mapping[str, Any]) -> SubnetRange:
     limits = _LIMITS[family]
     name = f"{limits.prefix}Network"
-    network: IPv4Network | IPv6Network | None = fields.get(name)
+    network: IPNetwork | None = fields.get(name)
     if network is None or network.prefixlen == 0:
         raise ConfigError(
             f"{name} is {'missing' if network is None else network}: expected a network such as "
@@ -266,7 +267,7 @@ def _range(family: Family, fields: Mapping[str, Any]) -> SubnetRange:
     return SubnetRange(network, length, subnet_min, subnet_max)
 
 
-def _length(limits: _Limits, network: IPv4Network | IPv6Network, given: int) -> int:
+def _length(limits: _Limits, network: IPNetwork, given: int) -> int:
     widest = limits.max_len - MIN_SUBNETS_BITS
     lowest = network.prefixlen + MIN_SUBNETS_BITS
     if network.prefixlen > widest:
@@ -282,11 +283,9 @@ def _length(limits: _Limits, network: IPv4Network | IPv6Network, given: int) -> 
     return given or max(limits.default_len, lowest)
 
 
-def _bound(
-    name: str, fields: Mapping[str, Any], network: IPv4Network | IPv6Network, length: int
-) -> IPAddress | None:
+def _bound(name: str, fields: Mapping[str, Any], network: IPNetwork, length: int) -> IPAddress | None:
     """SubnetMin or SubnetMax; None when it is absent or unspecified."""
-    given: IPv4Address | IPv6Address | None = fields.get(name)
+    given: IPAddress | None = fields.get(name)
     if given is None or given.is_unspecified:
         return None
     if given not in network:

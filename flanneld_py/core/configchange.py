@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from flanneld_py.addresses import FAMILIES, IPAddress, IPNetwork, Subnets
 from flanneld_py.core.subnets import inside
-from flanneld_py.model import FAMILIES, Host, IPAddress, IPNetwork, NetworkConfig, SubnetRange, Subnets
+from flanneld_py.model import Host, NetworkConfig, SubnetRange
 
 AGREED = {"vni": "VNI", "port": "Port", "gbp": "GBP"}
 """Options that the hosts must have in common; the others concern one host alone."""

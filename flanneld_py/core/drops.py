@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
+from flanneld_py.addresses import IPAddress, IPNetwork
 from flanneld_py.core.subnets import inside
-from flanneld_py.model import IPAddress, IPNetwork
 from flanneld_py.packetfilter import Chain, ChainKey, Chains, Field, Hook, Mark, Match, Rule, Value
 
 HOOKS: tuple[Hook, ...] = ("prerouting", "forward", "postrouting")
@@ -136,7 +136,7 @@ def _single(chains: Chains, flow: Flow) -> Iterator[Flow]:
 
 def _container(value: Value, subnet: IPNetwork) -> IPAddress | None:
     """An address in that part of the subnet; the ends and the bridge's own, the second, no container has."""
-    if not isinstance(value, IPv4Network | IPv6Network) or value.version != subnet.version:
+    if not isinstance(value, IPNetwork) or value.version != subnet.version:
         return None
     if value == subnet or not inside(value.network_address, subnet):
         return None
@@ -256,7 +256,7 @@ class _Walk:
         return held if held is None else held is not match.negated
 
     def _same_family(self, value: Value) -> bool:
-        return isinstance(value, IPv4Network | IPv6Network) and value.version == self._version
+        return isinstance(value, IPNetwork) and value.version == self._version
 
     def _equals(self, field: Field, value: Value) -> bool | None:
         flow = self._flow

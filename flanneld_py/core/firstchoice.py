@@ -6,8 +6,9 @@ etcd is mostly reached by the network the hosts share. A host that has carried t
 
 from __future__ import annotations
 
+from flanneld_py.addresses import IPAddress
 from flanneld_py.core.ifselect import is_loopback, is_overlay
-from flanneld_py.model import HostFacts, IPAddress, LinkFacts, Snapshot
+from flanneld_py.model import HostFacts, LinkFacts, Snapshot
 
 
 def is_undisputed(facts: HostFacts, registry: IPAddress) -> bool:

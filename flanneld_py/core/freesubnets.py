@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from random import Random
 
-from flanneld_py.model import IPNetwork, SubnetRange
+from flanneld_py.addresses import IPNetwork
+from flanneld_py.model import SubnetRange
 
 
 def random_free(allowed: SubnetRange, taken: Iterable[IPNetwork], rng: Random) -> IPNetwork | None:

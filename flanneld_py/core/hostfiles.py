@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import PurePosixPath
 
-from flanneld_py.model import Family, IPNetwork, PerFamily, Subnets
+from flanneld_py.addresses import Family, IPNetwork, PerFamily, Subnets
 
 DEFAULT_SUBNET_FILE = "/run/flannel/subnet.env"
 LONGEST_SUBNET_ENV = 1 << 16

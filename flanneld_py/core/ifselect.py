@@ -10,18 +10,11 @@ from functools import cache, partial
 from ipaddress import ip_address
 from itertools import chain
 
+from flanneld_py.addresses import Family, IPAddress, PerFamily
 from flanneld_py.core.ownership import link_alias
 from flanneld_py.core.records import why_unreachable
 from flanneld_py.errors import HostError, HostNotReady, UsageError
-from flanneld_py.model import (
-    AddressFacts,
-    External,
-    Family,
-    HostFacts,
-    IPAddress,
-    LinkFacts,
-    PerFamily,
-)
+from flanneld_py.model import AddressFacts, External, HostFacts, LinkFacts
 
 _OVERLAY = re.compile(r"flannel(-v6)?\.(\d+|ipip)|flannel\d+|flannel-wg(-v6)?")
 """What flannel and this daemon call the devices they make."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
+from flanneld_py.addresses import IPAddress, PerFamily, Subnets
 from flanneld_py.core.leasepolicy import OnLoss
 from flanneld_py.core.records import format_key
-from flanneld_py.model import IPAddress, PerFamily, Record, Subnets
+from flanneld_py.model import Record
 
 T = TypeVar("T")
 

@@ -11,8 +11,9 @@ from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+from flanneld_py.addresses import IPAddress
 from flanneld_py.errors import RecordError
-from flanneld_py.model import IPAddress, Record, Snapshot
+from flanneld_py.model import Record, Snapshot
 
 RECLAIM_SECONDS = 2.0
 """For a record deleted or expired: its host, if it lives, sees that at the same moment as we do."""

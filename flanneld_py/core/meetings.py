@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Mapping
 
-from flanneld_py.model import IPNetwork, Record
+from flanneld_py.addresses import IPNetwork
+from flanneld_py.model import Record
 
 HOST = ""
 """Who has what is the host's own, where others have the key of their record."""

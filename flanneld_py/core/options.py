@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from flanneld_py.addresses import Family
 from flanneld_py.core import gojson
 from flanneld_py.errors import ConfigError
-from flanneld_py.model import Family
 
 Choice = TypeVar("Choice", bound=str | bool | int)
 

@@ -13,20 +13,12 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
+from flanneld_py.addresses import IPAddress, PerFamily, Subnets
 from flanneld_py.core import gojson
 from flanneld_py.core.nodeid import is_node_id
 from flanneld_py.core.usualrecords import decode_usual
 from flanneld_py.errors import RecordError
-from flanneld_py.model import (
-    Changes,
-    Entry,
-    IPAddress,
-    Listing,
-    PerFamily,
-    Record,
-    Snapshot,
-    Subnets,
-)
+from flanneld_py.model import Changes, Entry, Listing, Record, Snapshot
 
 CONFIG_KEY = "config"
 SUBNETS_PREFIX = "subnets/"

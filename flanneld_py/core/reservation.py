@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from flanneld_py.addresses import Family, IPAddress, PerFamily, Subnets
 from flanneld_py.core.records import format_key, parse_key, why_unreachable
 from flanneld_py.errors import RecordError
-from flanneld_py.model import Family, IPAddress, NetworkConfig, PerFamily, Record, Snapshot, Subnets
+from flanneld_py.model import NetworkConfig, Record, Snapshot
 
 _FLAG: dict[Family, str] = {4: "--public-ip", 6: "--public-ipv6"}
 

@@ -12,9 +12,9 @@ from functools import cache
 from ipaddress import ip_network
 from typing import Literal, NamedTuple, TypeAlias
 
+from flanneld_py.addresses import FAMILIES, Family, IPNetwork, PerFamily, Subnets
 from flanneld_py.core.ownership import prefix_hash
 from flanneld_py.core.subnets import inside
-from flanneld_py.model import FAMILIES, Family, IPNetwork, PerFamily, Subnets
 from flanneld_py.packetfilter import Chain, ChainKey, Chains, Mark, Match, Rule, Verdict
 
 Tool: TypeAlias = Literal["nft", "iptables-nft", "iptables-legacy"]

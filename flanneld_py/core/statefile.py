@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import Any
 
+from flanneld_py.addresses import IPNetwork, PerFamily, Subnets
 from flanneld_py.core import gojson
-from flanneld_py.model import IPNetwork, PerFamily, Subnets
 
 FORMAT = 1
 LATEST = 1 << 40

@@ -9,23 +9,13 @@ from ipaddress import ip_network
 from random import Random
 from typing import TypeAlias
 
+from flanneld_py.addresses import FAMILIES, Family, IPNetwork, PerFamily, Subnets
 from flanneld_py.core.freesubnets import count_subnets, random_free
 from flanneld_py.core.leasedecision import Claim, Wait, Wish
 from flanneld_py.core.records import parse_key
 from flanneld_py.core.subnets import leasable
 from flanneld_py.errors import RecordError
-from flanneld_py.model import (
-    FAMILIES,
-    Family,
-    Host,
-    IPNetwork,
-    NetworkConfig,
-    PerFamily,
-    Record,
-    Snapshot,
-    SubnetRange,
-    Subnets,
-)
+from flanneld_py.model import Host, NetworkConfig, Record, Snapshot, SubnetRange
 
 Chosen: TypeAlias = dict[Family, IPNetwork]
 """A subnet of some families."""

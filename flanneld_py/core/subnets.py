@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flanneld_py.model import IPAddress, IPNetwork
+from flanneld_py.addresses import IPAddress, IPNetwork
 
 FEWEST_BITS = 2
 """A Network holds at least four subnets (flannel refuses a SubnetLen below its length + 2)."""

@@ -10,7 +10,8 @@ import re
 import sys
 from ipaddress import IPv4Address, IPv4Network
 
-from flanneld_py.model import Entry, PerFamily, Record
+from flanneld_py.addresses import PerFamily
+from flanneld_py.model import Entry, Record
 
 _OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _ADDRESS = r"\.".join([_OCTET] * 4)

@@ -9,6 +9,7 @@ from random import Random
 
 import structlog
 
+from flanneld_py.addresses import IPNetwork, PerFamily
 from flanneld_py.backends import backend_of
 from flanneld_py.backends.base import options_of
 from flanneld_py.core.allocate import refit
@@ -21,7 +22,7 @@ from flanneld_py.core.records import CONFIG_KEY
 from flanneld_py.core.subnetchoice import is_compatible
 from flanneld_py.daemon.inbox import Inbox, Network, Problem, boottime
 from flanneld_py.errors import ConfigError, FlanneldError, HostError
-from flanneld_py.model import Entry, IPNetwork, NetworkConfig, PerFamily
+from flanneld_py.model import Entry, NetworkConfig
 
 EXAMPLE_CONFIG = '{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}'
 APPLY = (

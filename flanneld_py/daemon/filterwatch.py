@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import structlog
 
+from flanneld_py.addresses import Family, IPAddress
 from flanneld_py.core.acceptin import cure, missing
 from flanneld_py.core.drops import Drop, Flow, find_drops
 from flanneld_py.core.rules import Names, Wish, matching, own_rows, places
@@ -16,7 +17,6 @@ from flanneld_py.drivers.nfreader import NfReader
 from flanneld_py.drivers.nfruleset import NfRuleset
 from flanneld_py.drivers.xtables import LegacyTables
 from flanneld_py.errors import KernelError
-from flanneld_py.model import Family, IPAddress
 from flanneld_py.packetfilter import Chain, ChainKey, Chains
 
 LEGACY_EVERY, NO_LEGACY_EVERY = 0.5, 3.0

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from flanneld_py.addresses import IPAddress
 from flanneld_py.core.firstchoice import is_undisputed, prefers_registry
 from flanneld_py.core.ifselect import address_of
 from flanneld_py.daemon.inbox import Levels
-from flanneld_py.model import HostFacts, IPAddress
+from flanneld_py.model import HostFacts
 
 
 def literal_addresses(endpoints: Sequence[str]) -> frozenset[IPAddress]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
+from flanneld_py.addresses import FAMILIES, Family
 from flanneld_py.core import ifselect
 from flanneld_py.core.ifselect import address_of
 from flanneld_py.core.ownership import tun_name
@@ -21,7 +22,7 @@ from flanneld_py.drivers.kernel import read_host
 from flanneld_py.drivers.links import device_name
 from flanneld_py.drivers.monitor import Heard, Monitor
 from flanneld_py.errors import FlanneldError, HostError, HostNotReady, KernelError
-from flanneld_py.model import FAMILIES, External, Family, Host, HostFacts
+from flanneld_py.model import External, Host, HostFacts
 
 BURST, PER_SECOND = 10, 5.0
 """Of readings of the host: some program may change a link at line rate."""

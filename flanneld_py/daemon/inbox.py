@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from flanneld_py.addresses import IPNetwork
 from flanneld_py.backends.base import Backend
 from flanneld_py.core.admit import Peers
 from flanneld_py.core.subnetchoice import is_compatible
 from flanneld_py.daemon.counts import Counts
 from flanneld_py.daemon.heartbeats import BEAT_EVERY, Heartbeats
-from flanneld_py.model import Host, IPNetwork, NetworkConfig, OwnLease, Snapshot
+from flanneld_py.model import Host, NetworkConfig, OwnLease, Snapshot
 from flanneld_py.packetfilter import ChainKey
 
 RUSHED = frozenset({"snapshot", "recalled"})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import structlog
 
+from flanneld_py.addresses import IPNetwork
 from flanneld_py.core.hostfiles import parse_subnet_env
 from flanneld_py.core.registrycache import Cached, DamagedError, Origin, parse
 from flanneld_py.core.statefile import SavedState, parse_state, why_unusable
@@ -15,7 +16,6 @@ from flanneld_py.daemon.oldfiles import read_regular
 from flanneld_py.daemon.options import Options
 from flanneld_py.daemon.statedir import put_aside, read_own
 from flanneld_py.drivers.files import remove_leftovers
-from flanneld_py.model import IPNetwork
 
 LONGEST_CACHE = 1 << 26
 """Bytes of the registry's file; ten thousand records take 2.5 MB."""

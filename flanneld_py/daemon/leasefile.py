@@ -9,10 +9,11 @@ from pathlib import Path
 
 import structlog
 
+from flanneld_py.addresses import IPNetwork
 from flanneld_py.core.statefile import SavedState, render_state
 from flanneld_py.daemon.leaseground import Ground
 from flanneld_py.drivers.files import write_atomically
-from flanneld_py.model import IPNetwork, Record
+from flanneld_py.model import Record
 
 
 class LeaseFile:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from flanneld_py.addresses import Subnets
 from flanneld_py.core.allocate import find_own
 from flanneld_py.core.leasedecision import Wish
 from flanneld_py.core.records import format_key, said_since
 from flanneld_py.core.statefile import SavedState
 from flanneld_py.daemon.inbox import LeaseState, Levels, Network, boottime
-from flanneld_py.model import Host, Record, Snapshot, Subnets
+from flanneld_py.model import Host, Record, Snapshot
 
 PREVIOUS_KEPT = 3
 

@@ -10,6 +10,7 @@ from itertools import zip_longest
 
 import structlog
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.core.allocate import decide_lease
 from flanneld_py.core.leasedecision import (
     Adopt,
@@ -39,7 +40,7 @@ from flanneld_py.daemon.leasewriter import LeaseWriter
 from flanneld_py.daemon.recall import doubts, seconds_left
 from flanneld_py.drivers.etcd import EtcdRegistry
 from flanneld_py.errors import FlanneldError, LeaseLost, RegistryError
-from flanneld_py.model import OwnLease, PerFamily, Record, Snapshot
+from flanneld_py.model import OwnLease, Record, Snapshot
 
 RETRIED = "remove the cause; it is tried again by itself"
 REST = 0.02

@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import structlog
 
+from flanneld_py.addresses import FAMILIES, Family
 from flanneld_py.daemon.inbox import Inbox, Levels
 from flanneld_py.daemon.recall import NO_MAC
 from flanneld_py.drivers.neighbourtable import GC_THRESH3, most_neighbours
-from flanneld_py.model import FAMILIES, Family, Record
+from flanneld_py.model import Record
 
 Limit = Callable[[Family], int | None]
 

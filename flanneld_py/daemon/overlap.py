@@ -7,10 +7,11 @@ from collections.abc import Collection
 
 import structlog
 
+from flanneld_py.addresses import IPNetwork
 from flanneld_py.core.configchange import outdated_bridges, overlaps_of_host
 from flanneld_py.core.subnets import inside
 from flanneld_py.daemon.inbox import Inbox, Levels, Problem
-from flanneld_py.model import Host, IPNetwork, NetworkConfig
+from flanneld_py.model import Host, NetworkConfig
 
 FIX = "choose a Network that no host is part of (flannelctl config check), or renumber this host"
 

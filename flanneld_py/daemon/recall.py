@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.core.duration import duration
 from flanneld_py.daemon.aim import OF_PEERS
 from flanneld_py.daemon.inbox import Problem, Recalled
-from flanneld_py.model import Host, HostFacts, Op, PerFamily, Record, Table
+from flanneld_py.model import Host, HostFacts, Op, Record, Table
 
 NO_MAC = ("", "00:00:00:00:00:00")
 """Of interfaces that have none."""

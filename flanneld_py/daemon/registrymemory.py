@@ -11,6 +11,7 @@ from pathlib import Path
 
 import structlog
 
+from flanneld_py.addresses import Subnets
 from flanneld_py.backends import backend_of
 from flanneld_py.core.config import parse_config
 from flanneld_py.core.records import CONFIG_KEY
@@ -31,7 +32,7 @@ from flanneld_py.daemon.statedir import put_aside
 from flanneld_py.drivers.files import write_atomically
 from flanneld_py.drivers.kernel import read_host
 from flanneld_py.errors import ConfigError, KernelError
-from flanneld_py.model import Entry, OwnLease, Record, Snapshot, Subnets
+from flanneld_py.model import Entry, OwnLease, Record, Snapshot
 
 RECALL_AFTER = 1.0
 """Seconds that etcd has to answer at the start before the last run's state is gone by; less when it fails."""

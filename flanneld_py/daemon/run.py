@@ -16,6 +16,7 @@ from pathlib import Path
 import structlog
 
 from flanneld_py import __version__
+from flanneld_py.addresses import Subnets
 from flanneld_py.core.hostfiles import socket_path, status_path
 from flanneld_py.core.registrycache import Cached
 from flanneld_py.core.rules import names_of
@@ -58,7 +59,6 @@ from flanneld_py.drivers.offloads import Offloads
 from flanneld_py.drivers.packetrules import PacketRules
 from flanneld_py.drivers.rtnetlink import RtnetlinkTables
 from flanneld_py.errors import FlanneldError, HostError
-from flanneld_py.model import Subnets
 from flanneld_py.udp.kept import Kept
 from flanneld_py.udp.tunnel import Tunnel
 from flanneld_py.udp.tuns import Tuns

@@ -10,6 +10,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.core.leasepolicy import LeasePolicy
 from flanneld_py.core.statefile import SavedState, parse_state
 from flanneld_py.daemon.configwatch import ConfigWatch
@@ -22,7 +23,7 @@ from flanneld_py.daemon.oldfiles import read_regular
 from flanneld_py.daemon.registrywatch import RegistryWatch
 from flanneld_py.drivers.etcd import ATTEMPT_SECONDS, EtcdRegistry, EtcdSettings
 from flanneld_py.errors import FlanneldError
-from flanneld_py.model import External, Host, PerFamily
+from flanneld_py.model import External, Host
 
 UNDERLAY = IPv4Network("198.18.0.0/15")
 """Of their addresses (RFC 2544): real hosts are not to be met."""

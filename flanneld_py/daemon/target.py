@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from flanneld_py.addresses import IPAddress, IPNetwork
 from flanneld_py.core.admit import Peers, admit
 from flanneld_py.core.desired import desired, subnet_env
 from flanneld_py.core.linger import WIPE_GRACE
@@ -14,16 +15,7 @@ from flanneld_py.core.subnetchoice import is_compatible
 from flanneld_py.daemon.inbox import Levels, Network
 from flanneld_py.drivers.filtertools import Tools
 from flanneld_py.errors import ConfigError, FlanneldError, HostError
-from flanneld_py.model import (
-    Host,
-    IPAddress,
-    IPNetwork,
-    OwnLease,
-    Record,
-    Scope,
-    Snapshot,
-    State,
-)
+from flanneld_py.model import Host, OwnLease, Record, Scope, Snapshot, State
 from flanneld_py.packetfilter import Chain, ChainKey
 
 

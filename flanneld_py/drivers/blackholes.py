@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
+from flanneld_py.addresses import FAMILIES
 from flanneld_py.core.ownership import route_mark
 from flanneld_py.drivers import rtmessages as rt
 from flanneld_py.drivers.links import read_main_routes
 from flanneld_py.drivers.netlink import Failure, NetlinkSocket, understanding
-from flanneld_py.model import FAMILIES, ROUTE_PROTOCOL, Op, Outcome, Scope, State, Table
+from flanneld_py.model import ROUTE_PROTOCOL, Op, Outcome, Scope, State, Table
 
 
 class Blackholes:

@@ -6,10 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from flanneld_py.addresses import Family, IPAddress, IPNetwork
 from flanneld_py.drivers import rtmessages as rt
 from flanneld_py.drivers.links import device_name, number
 from flanneld_py.drivers.netlink import Failure, NetlinkSocket, attribute, attributes, understanding
-from flanneld_py.model import ROUTE_PROTOCOL, Family, IPAddress, IPNetwork, Way
+from flanneld_py.model import ROUTE_PROTOCOL, Way
 
 RTA_PREFSRC, RTA_VIA = 7, 18
 VIA_FAMILY_SIZE = 2

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from flanneld_py.addresses import FAMILIES, IPAddress, IPInterface, PerFamily
 from flanneld_py.core.ownership import TUN_NAME
 from flanneld_py.core.plan import exclude_each_other, must_recreate
 from flanneld_py.datapath import TunLink
@@ -29,22 +30,7 @@ from flanneld_py.drivers.linkvalues import changes, link_of, local_key, vxlan_of
 from flanneld_py.drivers.netlink import Failure, NetlinkSocket, understanding
 from flanneld_py.drivers.tunmaker import TunMaker, refused_tun
 from flanneld_py.errors import Unsupported
-from flanneld_py.model import (
-    FAMILIES,
-    HostFacts,
-    IPAddress,
-    IPInterface,
-    Link,
-    LinkFacts,
-    Op,
-    Outcome,
-    PerFamily,
-    Room,
-    Scope,
-    State,
-    Table,
-    VxlanLink,
-)
+from flanneld_py.model import HostFacts, Link, LinkFacts, Op, Outcome, Room, Scope, State, Table, VxlanLink
 
 IFA_F_NODAD = 0x02
 PROC_IPV6 = Path("/proc/sys/net/ipv6")

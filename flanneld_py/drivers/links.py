@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from ipaddress import ip_interface
 from typing import Literal, NamedTuple
 
+from flanneld_py.addresses import Family, IPNetwork
 from flanneld_py.core.ownership import FIRST_MARK_BIT, link_alias
 from flanneld_py.drivers import rtmessages as rt
 from flanneld_py.drivers.netlink import U32, NetlinkSocket, attributes, understanding
-from flanneld_py.model import NEXTHOP_PROTOCOL, AddressFacts, Family, IPNetwork, NextHop
+from flanneld_py.model import NEXTHOP_PROTOCOL, AddressFacts, NextHop
 
 IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8

@@ -11,13 +11,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from flanneld_py.addresses import IPAddress
 from flanneld_py.core.ownership import link_alias, nexthop_ids
 from flanneld_py.drivers import rtmessages as rt
 from flanneld_py.drivers.links import device_name, number, text
 from flanneld_py.drivers.netlink import NLM_F_REPLACE, UNREADABLE, attributes, messages, open_socket
 from flanneld_py.drivers.ownwrites import drop_own
 from flanneld_py.drivers.subscription import Subscription
-from flanneld_py.model import ROUTE_PROTOCOL, IPAddress, Scope, State, VxlanLink
+from flanneld_py.model import ROUTE_PROTOCOL, Scope, State, VxlanLink
 
 GROUPS = {
     "RTNLGRP_LINK": 1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flanneld_py.model import Family
+from flanneld_py.addresses import Family
 
 GC_THRESH3 = "net.ipv{}.neigh.default.gc_thresh3"
 

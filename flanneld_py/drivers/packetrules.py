@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
+from flanneld_py.addresses import IPNetwork
 from flanneld_py.core.rules import Names, others, own_rows, referrers, tell_referrers
 from flanneld_py.core.ruletext import Edit
 from flanneld_py.drivers.filtertools import Tools, find_tools
@@ -13,7 +14,7 @@ from flanneld_py.drivers.nfruleset import NfRuleset
 from flanneld_py.drivers.rulewriter import RuleWriter
 from flanneld_py.drivers.xtables import LegacyTables
 from flanneld_py.errors import KernelError
-from flanneld_py.model import IPNetwork, Op, Outcome, Scope, State, Table
+from flanneld_py.model import Op, Outcome, Scope, State, Table
 from flanneld_py.packetfilter import Chain, ChainKey, Chains
 
 

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+from flanneld_py.addresses import Family, IPAddress, IPNetwork
 from flanneld_py.drivers.netlink import (
     NLA_F_NESTED,
     NLM_F_CREATE,
@@ -22,7 +23,6 @@ from flanneld_py.drivers.netlink import (
     attribute,
     message,
 )
-from flanneld_py.model import Family, IPAddress, IPNetwork
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22

@@ -14,6 +14,7 @@ from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from itertools import product
 
+from flanneld_py.addresses import FAMILIES, Family, IPAddress, IPNetwork
 from flanneld_py.core.ownership import nexthop_ids, route_mark
 from flanneld_py.drivers import rtmessages as rt
 from flanneld_py.drivers.links import (
@@ -31,12 +32,8 @@ from flanneld_py.drivers.netlink import U32, Failure, NetlinkSocket, attribute, 
 from flanneld_py.drivers.refusals import UnknownReferent, conflict, explain
 from flanneld_py.errors import KernelError
 from flanneld_py.model import (
-    FAMILIES,
     NEXTHOP_PROTOCOL,
     ROUTE_PROTOCOL,
-    Family,
-    IPAddress,
-    IPNetwork,
     NextHop,
     Op,
     Outcome,

@@ -13,11 +13,8 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from typing import Any, NamedTuple, get_args
 
+from flanneld_py.addresses import IPNetwork, PerFamily
 from flanneld_py.datapath import Endpoint, Plane, PumpSettings, SourceCheck
-from flanneld_py.model import (
-    IPNetwork,
-    PerFamily,
-)
 from flanneld_py.udp.resume import CUT, Cut
 
 TABLE = struct.Struct("<4sIBBHIII8x")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Network, collapse_addresses
 
-from flanneld_py.model import Family, IPAddress, IPNetwork, PerFamily, Subnets
+from flanneld_py.addresses import Family, IPAddress, IPNetwork, PerFamily, Subnets
 
 MAGIC = b"FPT1"
 PORT = 8285

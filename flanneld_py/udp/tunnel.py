@@ -15,17 +15,10 @@ from dataclasses import dataclass, field
 from threading import RLock
 from typing import Any, Protocol
 
+from flanneld_py.addresses import IPNetwork, PerFamily
 from flanneld_py.datapath import Endpoint, PumpSettings
 from flanneld_py.errors import FlanneldError
-from flanneld_py.model import (
-    IPNetwork,
-    Op,
-    Outcome,
-    PerFamily,
-    Scope,
-    State,
-    Table,
-)
+from flanneld_py.model import Op, Outcome, Scope, State, Table
 from flanneld_py.udp import kept, remembered, resume
 from flanneld_py.udp.pump import Pump, PumpDown, Running, open_socket
 from flanneld_py.udp.table import Here, Peer, SourceCheck, pack

@@ -6,6 +6,7 @@ import json
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from flanneld_py.addresses import IPNetwork, PerFamily, Subnets
 from flanneld_py.backends import BACKENDS, backend_of
 from flanneld_py.backends.base import options_of
 from flanneld_py.core.config import parse_config
@@ -16,7 +17,7 @@ from flanneld_py.core.freesubnets import count_free, random_free
 from flanneld_py.core.records import format_key
 from flanneld_py.core.reservation import is_vacant
 from flanneld_py.errors import ConfigError, HostError
-from flanneld_py.model import IPNetwork, NetworkConfig, PerFamily, Record, Subnets
+from flanneld_py.model import NetworkConfig, Record
 from tests.fuzz.rows import BELOW, HOST
 from tests.fuzz.target import Target, one_line
 

@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
+from flanneld_py.addresses import IPNetwork
 from flanneld_py.core.ownership import link_alias, nexthop_ids, route_mark
 from flanneld_py.core.plan import plan
 from flanneld_py.drivers import blackholes, hostroutes, kernel, links, rtnetlink
@@ -17,7 +18,7 @@ from flanneld_py.drivers import rtmessages as rt
 from flanneld_py.drivers.monitor import Heard, Monitor
 from flanneld_py.drivers.netlink import NLA_F_NESTED, U32, attribute, attributes
 from flanneld_py.errors import KernelError
-from flanneld_py.model import IPNetwork, NextHop, Route, Scope, State, VxlanLink
+from flanneld_py.model import NextHop, Route, Scope, State, VxlanLink
 from tests.fuzz.kernel import DONE, ERROR, LIES, MESSAGE, TORN, FuzzedSocket, Message, Wire, pack, unpack
 from tests.fuzz.target import Target, one_line
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.backends import backend_of
 from flanneld_py.core.admission import Admission
 from flanneld_py.core.admit import Peers, admit
@@ -31,17 +32,7 @@ from flanneld_py.core.records import (
     snapshot,
 )
 from flanneld_py.core.usualrecords import decode_usual
-from flanneld_py.model import (
-    Change,
-    Changes,
-    Entry,
-    Listing,
-    NetworkConfig,
-    PerFamily,
-    Record,
-    Snapshot,
-    State,
-)
+from flanneld_py.model import Change, Changes, Entry, Listing, NetworkConfig, Record, Snapshot, State
 from tests.fuzz.rows import HOST, NETWORKS, OWN, OWN_MAC, assert_harmless
 from tests.fuzz.target import Target, one_line
 

@@ -6,7 +6,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from flanneld_py.model import External, Host, IPAddress, IPNetwork, PerFamily, State
+from flanneld_py.addresses import IPAddress, IPNetwork, PerFamily
+from flanneld_py.model import External, Host, State
 
 if TYPE_CHECKING:
     from collections.abc import Collection

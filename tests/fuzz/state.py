@@ -11,9 +11,9 @@ import math
 from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Any
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.core.statefile import SavedState, parse_state, render_state, why_unusable
 from flanneld_py.daemon.leaseground import LastRun
-from flanneld_py.model import PerFamily
 from tests.fuzz.target import Target, one_line
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flanneld_py.model import PerFamily
+from flanneld_py.addresses import PerFamily
 from tests.fuzz import cni
 from tests.fuzz.target import one_line
 from tests.fuzz.targets import NAMES, load
@@ -29,7 +29,7 @@ from tests.unit.strategies import usual
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from flanneld_py.model import Subnets
+    from flanneld_py.addresses import Subnets
     from tests.fuzz.target import Target
 
 ROOT = Path(__file__).parents[2]

@@ -29,9 +29,10 @@ from tests.netns.scenes import config, family_config, overlay
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from flanneld_py.addresses import Family
     from flanneld_py.drivers.etcd import EtcdRegistry
     from flanneld_py.lab import Host, Lab
-    from flanneld_py.model import Family, HostFacts
+    from flanneld_py.model import HostFacts
     from tests.netns.etcd_servers import Etcd
 
 PEER = Peer("10.5.30.0/24", "192.0.2.100", "02:00:05:00:00:01")

@@ -8,8 +8,9 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.drivers.kernel import read_host
-from flanneld_py.model import HostFacts, PerFamily, Way
+from flanneld_py.model import HostFacts, Way
 from tests.netns.inside import Agent, Namespace
 
 

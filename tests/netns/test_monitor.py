@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from flanneld_py.addresses import IPAddress
 from flanneld_py.core.ownership import link_alias, nexthop_ids
 from flanneld_py.drivers.kernel import KernelLinks
 from flanneld_py.drivers.monitor import Heard, Monitor
 from flanneld_py.drivers.rtnetlink import RtnetlinkTables
 from flanneld_py.lab import wait_for
-from flanneld_py.model import IPAddress, NextHop, Op, Route, Scope, State, VxlanLink
+from flanneld_py.model import NextHop, Op, Route, Scope, State, VxlanLink
 from tests.netns.inside import Namespace, Watched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from flanneld_py.model import IPNetwork, Table
+    from flanneld_py.addresses import IPNetwork
+    from flanneld_py.model import Table
     from tests.netns.inside import Agent
 
 PREFIX = "/coreos.com/network"

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
+from flanneld_py.addresses import PerFamily, Subnets
 from flanneld_py.core.plan import plan
 from flanneld_py.core.rules import Tool, Wish, desired_rules, names_of
 from flanneld_py.drivers.filtertools import Tools, find_tools
 from flanneld_py.drivers.packetrules import PacketRules
-from flanneld_py.model import PerFamily, Scope, State, Subnets
+from flanneld_py.model import Scope, State
 from flanneld_py.packetfilter import ChainKey
 from tests.netns.inside import Namespace
 

@@ -7,8 +7,8 @@ import os
 from ipaddress import IPv4Address, ip_address, ip_network
 from typing import TYPE_CHECKING
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.lab.entering import inside
-from flanneld_py.model import PerFamily
 from flanneld_py.udp.pump import Pump, Running, open_socket, open_tun
 from flanneld_py.udp.table import Here, Peer, SourceCheck, pack
 

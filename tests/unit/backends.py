@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from flanneld_py.addresses import Family
 from flanneld_py.backends import backend_of
 from flanneld_py.backends.base import Backend
 from flanneld_py.core.leasedecision import Wish
 from flanneld_py.core.records import decode, encode, format_key
-from flanneld_py.model import (
-    Entry,
-    Family,
-    Host,
-    Record,
-)
+from flanneld_py.model import Entry, Host, Record
 from tests.unit import strategies
 from tests.unit.strategies import host, per_family, subnet
 

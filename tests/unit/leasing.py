@@ -7,9 +7,10 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
+from flanneld_py.addresses import Family, PerFamily
 from flanneld_py.core.allocate import decide_lease
 from flanneld_py.core.leasedecision import Decision, Wish
-from flanneld_py.model import Family, NetworkConfig, PerFamily, Record
+from flanneld_py.model import NetworkConfig, Record
 from tests.unit import strategies
 from tests.unit.strategies import host, mac, per_family, snapshot_of, subnet, underlay
 

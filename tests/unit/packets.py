@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, ip_address, ip_network
 
 from hypothesis import strategies as st
 
-from flanneld_py.model import IPAddress, IPNetwork, PerFamily
+from flanneld_py.addresses import IPAddress, IPNetwork, PerFamily
 from flanneld_py.udp import reference
 from flanneld_py.udp.reference import TCP, UDP, Vnet
 from flanneld_py.udp.table import Here, Peer, SourceCheck, pack

@@ -18,6 +18,7 @@ from typing import Any, get_args
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from flanneld_py.addresses import Family, IPAddress, IPNetwork, PerFamily, Subnets
 from flanneld_py.core.rules import Tool, Wish, desired_rules, names_of
 from flanneld_py.datapath import (
     Endpoint,
@@ -27,21 +28,16 @@ from flanneld_py.datapath import (
 from flanneld_py.model import (
     Entry,
     External,
-    Family,
     Host,
-    IPAddress,
-    IPNetwork,
     Link,
     Listing,
     NetworkConfig,
     NextHop,
-    PerFamily,
     Record,
     Route,
     Snapshot,
     State,
     SubnetRange,
-    Subnets,
     Table,
     VxlanLink,
 )

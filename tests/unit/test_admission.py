@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.core.admission import Admission
 from flanneld_py.core.admit import admit
-from flanneld_py.model import PerFamily, Record
+from flanneld_py.model import Record
 from tests.unit.strategies import snapshot_of, subnet, thorough
 from tests.unit.test_admit import OWN, World, clash, peer, worlds
 

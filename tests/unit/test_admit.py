@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flanneld_py.addresses import FAMILIES, Family, PerFamily
 from flanneld_py.core.admit import Peers, admit
-from flanneld_py.model import FAMILIES, Family, Host, NetworkConfig, PerFamily, Record
+from flanneld_py.model import Host, NetworkConfig, Record
 from tests.unit import strategies
 from tests.unit.strategies import (
     NETWORKS,

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.core.admit import Peers, admit
-from flanneld_py.model import Host, PerFamily, Record, SubnetRange
+from flanneld_py.model import Host, Record, SubnetRange
 from tests.unit import strategies
 from tests.unit.strategies import host, mac, snapshot_of, subnet, underlay
 from tests.unit.test_admit import OWN, OWN_DUAL, World, peer, screened

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flanneld_py.addresses import Family
 from flanneld_py.backends import BACKENDS, backend_of
 from flanneld_py.core.plan import apply_all, plan
 from flanneld_py.daemon.aim import Aim
 from flanneld_py.daemon.inbox import Network
 from flanneld_py.daemon.target import Inputs, Settings, target_of
-from flanneld_py.model import Family, OwnLease, Record
+from flanneld_py.model import OwnLease, Record
 from tests.unit import strategies
 from tests.unit.strategies import PREFIX, clashing_records, host, snapshot_of, thorough
 from tests.unit.test_desired import record

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from flanneld_py.addresses import IPAddress, PerFamily, Subnets
 from flanneld_py.core.allocate import decide_lease, find_own
 from flanneld_py.core.leasedecision import Adopt, Claim, Conflict, Keep, Move, Release, Wait
-from flanneld_py.model import IPAddress, NetworkConfig, PerFamily, Record, SubnetRange, Subnets
+from flanneld_py.model import NetworkConfig, Record, SubnetRange
 from tests.unit import strategies
 from tests.unit.leasing import decide, record, wish
 from tests.unit.strategies import by_enumeration, host, mac, snapshot_of, subnet, underlay

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from flanneld_py.addresses import Family, IPAddress, PerFamily
 from flanneld_py.core.allocate import decide_lease
 from flanneld_py.core.leasedecision import Adopt, Conflict, Keep
-from flanneld_py.model import Family, Host, IPAddress, PerFamily, Record
+from flanneld_py.model import Host, Record
 from tests.unit import strategies
 from tests.unit.leasing import decide, record, wish
 from tests.unit.strategies import host, per_family, snapshot_of, subnet, underlay

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from flanneld_py.addresses import IPAddress, PerFamily
 from flanneld_py.core.allocate import find_own
 from flanneld_py.core.leasedecision import Adopt, Conflict, Keep, Release, Rename
-from flanneld_py.model import IPAddress, PerFamily
 from tests.unit import strategies
 from tests.unit.leasing import decide, record, wish
 from tests.unit.strategies import host, snapshot_of, underlay

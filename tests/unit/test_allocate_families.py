@@ -10,9 +10,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flanneld_py.addresses import Family, IPNetwork, PerFamily, Subnets
 from flanneld_py.core.allocate import decide_lease
 from flanneld_py.core.leasedecision import Claim, Conflict, Decision, Keep, Move, Release, Wait, Wish
-from flanneld_py.model import Family, IPNetwork, NetworkConfig, PerFamily, Record, Snapshot, Subnets
+from flanneld_py.model import NetworkConfig, Record, Snapshot
 from tests.unit import strategies
 from tests.unit.leasing import wish
 from tests.unit.strategies import by_enumeration, host, per_family, snapshot_of, subnet, thorough

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.core.allocate import decide_lease
 from flanneld_py.core.leasedecision import (
     Adopt,
@@ -22,7 +23,7 @@ from flanneld_py.core.leasedecision import (
     Wait,
     Wish,
 )
-from flanneld_py.model import PerFamily, Record
+from flanneld_py.model import Record
 from tests.unit import strategies
 from tests.unit.leasing import decide, record, wish
 from tests.unit.strategies import host, snapshot_of, subnet, underlay

@@ -10,6 +10,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flanneld_py.addresses import Family, PerFamily
 from flanneld_py.core.allocate import decide_lease
 from flanneld_py.core.config import parse_config
 from flanneld_py.core.leasedecision import (
@@ -26,7 +27,7 @@ from flanneld_py.core.leasedecision import (
     Wish,
 )
 from flanneld_py.core.records import encode, snapshot
-from flanneld_py.model import Family, Host, NetworkConfig, PerFamily, Record, Snapshot
+from flanneld_py.model import Host, NetworkConfig, Record, Snapshot
 from tests.unit import strategies
 from tests.unit.leasing import record, wish
 from tests.unit.strategies import (

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.core.allocate import find_own
 from flanneld_py.core.leasedecision import Adopt, Claim, Conflict, Keep, Move
 from flanneld_py.core.reservation import is_vacant
-from flanneld_py.model import PerFamily, Record
+from flanneld_py.model import Record
 from tests.unit import strategies
 from tests.unit.leasing import decide, record, wish
 from tests.unit.strategies import host, snapshot_of, subnet, underlay

@@ -8,15 +8,11 @@ from typing import Any
 
 import pytest
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.core.records import encode
 from flanneld_py.datapath import Endpoint, PumpSettings, TunLink
 from flanneld_py.errors import ConfigError, HostError
-from flanneld_py.model import (
-    NextHop,
-    PerFamily,
-    Route,
-    State,
-)
+from flanneld_py.model import NextHop, Route, State
 from tests.unit.backends import backend, network, published_record
 from tests.unit.strategies import host, subnet
 

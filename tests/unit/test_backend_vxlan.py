@@ -9,16 +9,9 @@ from typing import Any
 
 import pytest
 
+from flanneld_py.addresses import Family, PerFamily
 from flanneld_py.errors import ConfigError
-from flanneld_py.model import (
-    Family,
-    NextHop,
-    PerFamily,
-    Record,
-    Route,
-    State,
-    VxlanLink,
-)
+from flanneld_py.model import NextHop, Record, Route, State, VxlanLink
 from tests.unit.backends import backend, data, network, published_record
 from tests.unit.strategies import host, mac, underlay, vxlan
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from flanneld_py.addresses import Family, IPNetwork, PerFamily
 from flanneld_py.backends import BACKENDS
 from flanneld_py.core.allocate import decide_lease
 from flanneld_py.core.desired import desired
@@ -19,14 +20,7 @@ from flanneld_py.core.leasedecision import Keep, Wish
 from flanneld_py.core.plan import plan
 from flanneld_py.core.records import encode
 from flanneld_py.errors import ConfigError, HostError
-from flanneld_py.model import (
-    Family,
-    IPNetwork,
-    NextHop,
-    PerFamily,
-    Route,
-    State,
-)
+from flanneld_py.model import NextHop, Route, State
 from tests.unit import strategies
 from tests.unit.backends import backend, can, network, published_record
 from tests.unit.fake_kernel import FakeKernel

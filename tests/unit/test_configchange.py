@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from flanneld_py.addresses import PerFamily, Subnets
 from flanneld_py.backends import backend_of
 from flanneld_py.backends.base import options_of
 from flanneld_py.core.config import parse_config
 from flanneld_py.core.configchange import Settings, overlaps_of, pending_reasons
-from flanneld_py.model import PerFamily, Subnets
 
 OWN: Subnets = PerFamily(ip_network("10.5.34.0/24"), ip_network("fd00:5:0:34::/64"))
 DUAL = {"EnableIPv6": True, "IPv6Network": "fd00:5::/48"}

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.cli.ctl.cleanup import (
     ROUNDS,
     Journal,
@@ -31,7 +32,7 @@ from flanneld_py.core.plan import apply_all
 from flanneld_py.core.statefile import SavedState, render_state
 from flanneld_py.daemon.execute import Executor
 from flanneld_py.errors import UsageError
-from flanneld_py.model import NextHop, Op, Outcome, PerFamily, Record, Route, Scope, State, Table
+from flanneld_py.model import NextHop, Op, Outcome, Record, Route, Scope, State, Table
 from tests.unit.strategies import TABLES
 
 NODE = "a" * 32

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.daemon.dataplane import DataPlaneWatch
 from flanneld_py.daemon.inbox import Inbox, Levels
 from flanneld_py.datapath import Plane, PumpSettings
-from flanneld_py.model import PerFamily
 from flanneld_py.udp.pump import Running
 from flanneld_py.udp.tunnel import Look
 

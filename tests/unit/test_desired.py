@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flanneld_py.addresses import Family, PerFamily
 from flanneld_py.backends import BACKENDS, backend_of
 from flanneld_py.core.desired import subnet_env
 from flanneld_py.daemon.inbox import LeaseState, Levels, Network
 from flanneld_py.daemon.target import Inputs, Settings, Target, inputs_of, same, target_of
 from flanneld_py.errors import HostError
-from flanneld_py.model import Family, OwnLease, PerFamily, Record, Scope
+from flanneld_py.model import OwnLease, Record, Scope
 from tests.unit import strategies
 from tests.unit.strategies import (
     PREFIX,

@@ -7,8 +7,9 @@ from ipaddress import ip_address, ip_interface
 
 import pytest
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.core.firstchoice import is_undisputed, prefers_registry
-from flanneld_py.model import AddressFacts, HostFacts, LinkFacts, PerFamily, Record, Snapshot, Way
+from flanneld_py.model import AddressFacts, HostFacts, LinkFacts, Record, Snapshot, Way
 
 ETCD = ip_address("10.9.0.1")
 

@@ -20,13 +20,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flanneld_py.addresses import IPNetwork, PerFamily, Subnets
 from flanneld_py.core.config import parse_config
 from flanneld_py.core.hostfiles import SubnetEnv, render_subnet_env
 from flanneld_py.core.records import decode, encode
 from flanneld_py.core.subnetchoice import overlap
 from flanneld_py.core.subnets import inside
 from flanneld_py.errors import ConfigError, RecordError
-from flanneld_py.model import Entry, IPNetwork, PerFamily, Subnets
+from flanneld_py.model import Entry
 
 
 def subnets(text: str) -> Subnets:

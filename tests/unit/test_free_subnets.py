@@ -8,8 +8,9 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flanneld_py.addresses import IPNetwork
 from flanneld_py.core.freesubnets import count_free, random_free
-from flanneld_py.model import IPNetwork, SubnetRange
+from flanneld_py.model import SubnetRange
 from tests.unit.strategies import by_enumeration, networks_near, subnet_ranges, thorough, usual
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.core.hostfiles import (
     SubnetEnv,
     parse_environment_file,
@@ -23,7 +24,6 @@ from flanneld_py.core.hostfiles import (
     status_path,
     stray_lines,
 )
-from flanneld_py.model import PerFamily
 
 V4 = SubnetEnv(
     PerFamily(IPv4Network("10.5.0.0/16")), PerFamily(IPv4Network("10.5.34.0/24")), 1450, ipmasq=True

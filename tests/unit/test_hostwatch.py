@@ -7,8 +7,9 @@ from ipaddress import ip_address
 
 import pytest
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.daemon.hostwatch import link_problem
-from flanneld_py.model import External, HostFacts, LinkFacts, PerFamily
+from flanneld_py.model import External, HostFacts, LinkFacts
 
 LINK = LinkFacts("eth0", 2, 1500, "02:00:00:00:00:01", up=True)
 EXTERNAL = External("eth0", 1500, PerFamily(ip_address("192.0.2.1")), PerFamily(ip_address("192.0.2.1")))

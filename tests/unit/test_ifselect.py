@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flanneld_py.addresses import Family, IPAddress, PerFamily
 from flanneld_py.core.ifselect import in_use_first, pattern_of, select
 from flanneld_py.errors import HostError, HostNotReady, UsageError
-from flanneld_py.model import AddressFacts, External, Family, HostFacts, IPAddress, LinkFacts, PerFamily, Way
+from flanneld_py.model import AddressFacts, External, HostFacts, LinkFacts, Way
 
 V4: tuple[Family, ...] = (4,)
 V6: tuple[Family, ...] = (6,)

@@ -14,14 +14,15 @@ ROOT = Path(__file__).parents[2] / PACKAGE
 MOST_LINES = 450
 MOST_FUNCTION_LINES = 60
 
-VALUES = {"", "model", "errors", "datapath", "packetfilter"}
+VALUES = {"", "addresses", "model", "errors", "datapath", "packetfilter"}
 """`` is flanneld_py itself, which holds the version."""
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),
     "errors": set(),
-    "packetfilter": set(),
-    "datapath": {"model"},
-    "model": {"datapath", "packetfilter"},
+    "addresses": set(),
+    "packetfilter": {"addresses"},
+    "datapath": {"addresses"},
+    "model": {"addresses", "datapath", "packetfilter"},
     "core": VALUES | {"core"},
     "backends": VALUES | {"core", "backends"},
     "drivers": VALUES | {"core"},

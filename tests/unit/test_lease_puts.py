@@ -7,10 +7,11 @@ from random import Random
 
 import pytest
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.core.leasepolicy import LeasePolicy
 from flanneld_py.daemon import leaseputs
 from flanneld_py.daemon.leaseputs import PutSchedule
-from flanneld_py.model import OwnLease, PerFamily, Record, Snapshot
+from flanneld_py.model import OwnLease, Record, Snapshot
 from tests.unit.leasing import record
 from tests.unit.strategies import mac, snapshot_of
 

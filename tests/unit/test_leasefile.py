@@ -16,7 +16,7 @@ from tests.unit.strategies import config, host, per_family, snapshot_of, subnet,
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flanneld_py.model import IPNetwork
+    from flanneld_py.addresses import IPNetwork
 
 OLD, OLDER, FORMER = ip_network("10.7.0.0/16"), ip_network("10.8.0.0/16"), ip_network("10.9.0.0/16")
 LAST = SavedState("/coreos.com/network", "node-of-last-run", networks=(OLD, OLDER))

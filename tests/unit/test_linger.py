@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.core.admit import admit
 from flanneld_py.core.linger import (
     RECLAIM_SECONDS,
@@ -17,7 +18,7 @@ from flanneld_py.core.linger import (
     departures,
     departures_since,
 )
-from flanneld_py.model import PerFamily, Record, Snapshot
+from flanneld_py.model import Record, Snapshot
 from tests.unit import strategies
 from tests.unit.strategies import host, mac, subnet, underlay
 

@@ -14,13 +14,14 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from prometheus_client.samples import Sample
 
 from flanneld_py import __version__
+from flanneld_py.addresses import PerFamily
 from flanneld_py.core.admit import Peers
 from flanneld_py.daemon.counts import BOUNDS, Counts
 from flanneld_py.daemon.inbox import Inbox, LeaseState, Levels, RegistryState, boottime
 from flanneld_py.daemon.metrics import metrics_page
 from flanneld_py.daemon.metrictable import METRICS, PREFIX
 from flanneld_py.daemon.status import Process
-from flanneld_py.model import PerFamily, Snapshot
+from flanneld_py.model import Snapshot
 from tests.unit.strategies import subnet
 from tests.unit.test_status import OWN, PEER, WELL
 

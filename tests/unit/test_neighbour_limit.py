@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from flanneld_py.addresses import Family
 from flanneld_py.core.admit import Peers
 from flanneld_py.daemon.inbox import Inbox
 from flanneld_py.daemon.neighbourlimit import NeighbourLimit
-from flanneld_py.model import Family
 from tests.unit.strategies import host
 from tests.unit.test_admit import peer
 

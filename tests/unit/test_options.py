@@ -13,7 +13,7 @@ from flanneld_py.core import options
 from flanneld_py.errors import ConfigError
 
 if TYPE_CHECKING:
-    from flanneld_py.model import Family
+    from flanneld_py.addresses import Family
 
 JSON_VALUES: st.SearchStrategy[Any] = (
     st.none()

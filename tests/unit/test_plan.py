@@ -10,10 +10,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from flanneld_py.addresses import IPNetwork, PerFamily, Subnets
 from flanneld_py.core.describe import NOUNS, describe
 from flanneld_py.core.plan import apply_all, must_recreate, plan
 from flanneld_py.datapath import Endpoint, PumpSettings, TunLink
-from flanneld_py.model import IPNetwork, NextHop, Op, PerFamily, Route, State, Subnets, Table, VxlanLink
+from flanneld_py.model import NextHop, Op, Route, State, Table, VxlanLink
 from flanneld_py.packetfilter import Chain, ChainKey
 from tests.unit.fake_kernel import FakeKernel, fixed, kernels
 from tests.unit.strategies import TABLES, neighbour, states, thorough, usual

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from flanneld_py.addresses import PerFamily, Subnets
 from flanneld_py.core.leasedecision import Wish
 from flanneld_py.core.registrycache import Cached, Known, Origin, digest_of, parse, render, render_end
 from flanneld_py.daemon import registrymemory
@@ -20,17 +21,7 @@ from flanneld_py.daemon.recall import doubts, is_machine_of, seconds_left
 from flanneld_py.daemon.registrymemory import RegistryMemory
 from flanneld_py.daemon.status import compose, may_start, one_line
 from flanneld_py.lab import wait_for
-from flanneld_py.model import (
-    AddressFacts,
-    Entry,
-    HostFacts,
-    LinkFacts,
-    OwnLease,
-    PerFamily,
-    Record,
-    Snapshot,
-    Subnets,
-)
+from flanneld_py.model import AddressFacts, Entry, HostFacts, LinkFacts, OwnLease, Record, Snapshot
 from tests.unit.strategies import PREFIX, host, underlay
 from tests.unit.test_status import OWN, PEER, PROCESS, WELL
 

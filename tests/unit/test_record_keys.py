@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flanneld_py.addresses import PerFamily, Subnets
 from flanneld_py.core.records import format_key, parse_key
 from flanneld_py.errors import RecordError
-from flanneld_py.model import PerFamily, Subnets
 from tests.unit.strategies import all_subnets
 
 V6_KEY = "0.0.0.0-0&fd00:5:34::-64"

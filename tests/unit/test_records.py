@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.core.records import (
     LONGEST_SHOWN,
     MAX_VALUE,
@@ -22,7 +23,7 @@ from flanneld_py.core.records import (
     why_unreachable,
 )
 from flanneld_py.errors import RecordError
-from flanneld_py.model import Entry, PerFamily, Record
+from flanneld_py.model import Entry, Record
 from tests.unit.strategies import all_subnets
 
 V4_KEY = "10.5.34.0-24"

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.core.leasepolicy import LeasePolicy
 from flanneld_py.core.renewal import Puts, has_go_hosts, is_contested, next_put, renew_interval, silent_in
-from flanneld_py.model import PerFamily
 from tests.unit.leasing import record
 from tests.unit.strategies import mac, snapshot_of, underlay
 

@@ -21,7 +21,7 @@ from flanneld_py.errors import KernelError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from flanneld_py.model import IPAddress, IPNetwork
+    from flanneld_py.addresses import IPAddress, IPNetwork
 
 CREATE_REPLACE = 0x1 | 0x100 | 0x400
 AF_INET, AF_INET6, AF_BRIDGE = 2, 10, 7

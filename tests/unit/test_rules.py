@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.core.rules import (
     Names,
     Tool,
@@ -21,7 +22,6 @@ from flanneld_py.core.rules import (
     tell_referrers,
 )
 from flanneld_py.core.ruletext import Edit, iptables_script, nft_script
-from flanneld_py.model import PerFamily
 from flanneld_py.packetfilter import Chain, ChainKey, Match, Rule, Verdict
 
 NET, POD = ip_network("10.5.0.0/16"), ip_network("10.5.34.0/24")

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.core.statefile import SavedState, parse_state, render_state
-from flanneld_py.model import PerFamily
 from tests.unit.strategies import NETWORKS, subnet, thorough, usual
 
 STATE = SavedState(

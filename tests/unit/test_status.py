@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flanneld_py import __version__
+from flanneld_py.addresses import PerFamily
 from flanneld_py.backends import backend_of
 from flanneld_py.core.admit import Peers
 from flanneld_py.daemon.checks import KERNEL_GRACE, REGISTRY_GRACE
@@ -30,7 +31,7 @@ from flanneld_py.daemon.inbox import (
     utc_now,
 )
 from flanneld_py.daemon.status import Process, compose, one_line
-from flanneld_py.model import OwnLease, PerFamily, Record, Snapshot
+from flanneld_py.model import OwnLease, Record, Snapshot
 from tests.unit import strategies
 from tests.unit.strategies import PREFIX, host, subnet, thorough, underlay
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flanneld_py.model import PerFamily
+from flanneld_py.addresses import PerFamily
 from flanneld_py.udp import pycounts, pypump, pysend
 from flanneld_py.udp.pyreceive import Receiver
 from flanneld_py.udp.pysend import Sender

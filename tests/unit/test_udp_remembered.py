@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flanneld_py.addresses import IPNetwork, PerFamily
 from flanneld_py.core.ownership import tun_name
 from flanneld_py.daemon.fdstore import take_kept
 from flanneld_py.datapath import Endpoint, PumpSettings
-from flanneld_py.model import HostFacts, IPNetwork, LinkFacts, PerFamily
+from flanneld_py.model import HostFacts, LinkFacts
 from flanneld_py.udp.remembered import Remembered, parse, render
 from flanneld_py.udp.resume import cut
 from flanneld_py.udp.tunnel import packed

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flanneld_py.model import IPAddress, IPNetwork, PerFamily
+from flanneld_py.addresses import IPAddress, IPNetwork, PerFamily
 from flanneld_py.udp import reference
 from flanneld_py.udp.table import Here, Peer, SourceCheck, pack
 from tests.unit.packetcore import Core

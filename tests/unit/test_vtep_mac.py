@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.backends.vxlan import Vxlan
 from flanneld_py.core.nodeid import vtep_mac
-from flanneld_py.model import PerFamily, Record
+from flanneld_py.model import Record
 from tests.unit.leasing import record
 from tests.unit.strategies import PREFIX, host, mac
 

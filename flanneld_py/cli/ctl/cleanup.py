@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flanneld_py.addresses import IPAddress, IPNetwork
 from flanneld_py.cli.ctl.settings import Settings, with_settings
 from flanneld_py.cli.ctl.text import echo_json, printable, utc
 from flanneld_py.cli.ctl.traces import OwnFiles, Traces, find_traces
@@ -25,7 +26,7 @@ from flanneld_py.core.plan import plan
 from flanneld_py.core.records import SUBNETS_PREFIX, config_entry, format_key, snapshot
 from flanneld_py.core.rules import names_of
 from flanneld_py.errors import ConfigError, FlanneldError
-from flanneld_py.model import HostFacts, IPAddress, IPNetwork, Listing, Outcome, Record, Scope, State
+from flanneld_py.model import HostFacts, Listing, Outcome, Record, Scope, State
 
 if TYPE_CHECKING:
     from flanneld_py.daemon.execute import Executor

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from flanneld_py.addresses import IPAddress, IPNetwork, PerFamily
 from flanneld_py.backends import backend_of
 from flanneld_py.backends.base import Backend, options_of
 from flanneld_py.cli.ctl.consequence import config_in_force, consequence, too_narrow
@@ -30,15 +31,7 @@ from flanneld_py.core.subnets import inside
 from flanneld_py.daemon.firstchoice import literal_addresses
 from flanneld_py.daemon.oldfiles import read_regular
 from flanneld_py.errors import ConfigError, FlanneldError, UsageError
-from flanneld_py.model import (
-    External,
-    Host,
-    IPAddress,
-    IPNetwork,
-    NetworkConfig,
-    PerFamily,
-    SubnetRange,
-)
+from flanneld_py.model import External, Host, NetworkConfig, SubnetRange
 
 NOT_FOR_PODS = 3
 """IPv4 addresses of a subnet that no pod can have: base (the VTEP's), bridge, broadcast."""

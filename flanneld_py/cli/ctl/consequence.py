@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from flanneld_py.addresses import PerFamily, Subnets
 from flanneld_py.backends import backend_of
 from flanneld_py.backends.base import options_of
 from flanneld_py.cli.ctl.control import ask
@@ -16,7 +17,7 @@ from flanneld_py.core.freesubnets import count_subnets
 from flanneld_py.core.records import config_entry, snapshot
 from flanneld_py.core.subnetchoice import is_compatible
 from flanneld_py.errors import ConfigError, FlanneldError
-from flanneld_py.model import Listing, NetworkConfig, PerFamily, Record, Subnets
+from flanneld_py.model import Listing, NetworkConfig, Record
 
 APPLY = "flannelctl config apply, or a restart, takes it over there"
 COMPARED = "no daemon of this prefix answers here, so this compares it with the config that was stored"

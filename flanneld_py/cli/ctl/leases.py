@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import click
 
+from flanneld_py.addresses import FAMILIES, PerFamily, Subnets
 from flanneld_py.cli.ctl.control import ask, read_status_file
 from flanneld_py.cli.ctl.progress import waiting_for
 from flanneld_py.cli.ctl.settings import Settings, with_settings
@@ -22,7 +23,7 @@ from flanneld_py.core.config import parse_config
 from flanneld_py.core.duration import duration
 from flanneld_py.core.records import SUBNETS_PREFIX, config_entry, parse_key, snapshot
 from flanneld_py.errors import ConfigError, FlanneldError, RecordError
-from flanneld_py.model import FAMILIES, Listing, NetworkConfig, PerFamily, Record, Subnets
+from flanneld_py.model import Listing, NetworkConfig, Record
 
 UNTYPED = ("udp", "alloc")
 """Backends whose records name no type, as flannel's."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from flanneld_py.addresses import IPAddress, IPNetwork, PerFamily, Subnets
 from flanneld_py.cli.ctl.control import ask, read_status_file
 from flanneld_py.cli.ctl.leases import subnets_of
 from flanneld_py.cli.ctl.settings import Settings, with_settings
@@ -22,15 +23,7 @@ from flanneld_py.core.renewal import silent_in
 from flanneld_py.core.reservation import is_vacant, owner_of, plan_reservation
 from flanneld_py.daemon.lock import holder_of
 from flanneld_py.errors import ConfigError, FlanneldError, RecordError, UsageError
-from flanneld_py.model import (
-    IPAddress,
-    IPNetwork,
-    Listing,
-    NetworkConfig,
-    PerFamily,
-    Record,
-    Subnets,
-)
+from flanneld_py.model import Listing, NetworkConfig, Record
 
 if TYPE_CHECKING:
     from flanneld_py.drivers.etcd import EtcdRegistry

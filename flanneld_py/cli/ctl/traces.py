@@ -10,6 +10,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
+from flanneld_py.addresses import IPNetwork
 from flanneld_py.cli.ctl.control import read_status_file
 from flanneld_py.cli.ctl.settings import Settings
 from flanneld_py.cli.ctl.text import printable
@@ -19,7 +20,6 @@ from flanneld_py.core.statefile import SavedState, parse_state
 from flanneld_py.daemon.oldfiles import ASIDE, read_regular
 from flanneld_py.drivers.files import TEMPORARY
 from flanneld_py.errors import UsageError
-from flanneld_py.model import IPNetwork
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.drivers.kernel import read_host
-from flanneld_py.model import PerFamily
 from tests.netns.inside import Namespace
 
 if TYPE_CHECKING:

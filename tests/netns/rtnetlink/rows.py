@@ -5,14 +5,16 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
+from flanneld_py.addresses import IPAddress
 from flanneld_py.drivers.rtnetlink import RtnetlinkTables
-from flanneld_py.model import IPAddress, NextHop, Op, Route, Scope, State
+from flanneld_py.model import NextHop, Op, Route, Scope, State
 from tests.netns.inside import Namespace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from flanneld_py.model import IPNetwork, Outcome, Table
+    from flanneld_py.addresses import IPNetwork
+    from flanneld_py.model import Outcome, Table
 
 PREFIX = "/coreos.com/network"
 NETWORKS = (ip_network("10.5.0.0/16"), ip_network("fd00:5::/32"))

@@ -30,7 +30,8 @@ from tests.netns.rtnetlink.rows import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flanneld_py.model import IPNetwork, Table
+    from flanneld_py.addresses import IPNetwork
+    from flanneld_py.model import Table
 
 
 def test_rows_come_and_go(net: Namespace, tables: RtnetlinkTables) -> None:

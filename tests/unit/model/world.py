@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, NamedTuple
 
+from flanneld_py.addresses import PerFamily
 from flanneld_py.core.records import parse_key
-from flanneld_py.model import Host, NetworkConfig, PerFamily
+from flanneld_py.model import Host, NetworkConfig
 from tests.unit.model.etcdtwin import (
     FIRST_LEASE,
     FIRST_REVISION,
