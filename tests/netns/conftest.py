@@ -28,6 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.netns)
             if "fault" in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.fault)
+            if item.path.name.startswith("test_udp_"):
+                item.add_marker(pytest.mark.pump)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -10,6 +10,7 @@ import pytest
 from flanneld_py.lab import wait_for
 from tests.netns.host_state import changes, host_state
 from tests.netns.observing import wait_status
+from tests.netns.offline import wait_kept
 from tests.netns.oracle import Rows, actual, expected
 from tests.netns.test_ctl import flannelctl
 
@@ -160,6 +161,7 @@ def test_one_vni_for_two_networks_is_a_conflict_that_is_named(lab: Lab) -> None:
     first.start()
     for host in first.hosts:
         host.attach_pods()
+    wait_kept(first.alpha, set(first.alpha.etcd.leases()))  # written at leisure, and no part of what follows
     second = Overlay(FIRST | {"Network": "10.6.0.0/16"}, alpha.beside("two"), beta.beside("two"))
     before = host_state(alpha)
     daemon = second.alpha.start_daemon()

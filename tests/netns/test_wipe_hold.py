@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 USUAL_STAY = 3.0
 """Seconds after which a peer that was deleted alone has certainly left the kernel."""
-GRACE = 6.0
+GRACE = 8.0
 """For tests that wait for its end."""
 COUNT = 8
 
