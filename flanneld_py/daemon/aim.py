@@ -1,4 +1,4 @@
-"""`target_of` for one set of inputs after another: a host that joins or leaves costs its own rows only."""
+"""Targets for one set of inputs after another: a host that joins or leaves costs its own rows only."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ class Aim:
         """The rows that the host would have alone."""
 
     def target_of(self, inputs: Inputs, departed: Collection[Record], settings: Settings) -> Target:
-        """What the function of that name returns, or with `differs` where little has changed.
+        """The desired state for these inputs, with `differs` where little has changed.
+
+        `departed`: peers that stay although they are not in the snapshot.
 
         Raises:
             ConfigError, HostError: the backend cannot work on this host as configured.

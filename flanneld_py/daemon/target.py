@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from flanneld_py.addresses import IPAddress, IPNetwork
-from flanneld_py.core.admit import Peers, admit
+from flanneld_py.core.admit import Peers
 from flanneld_py.core.desired import desired, subnet_env
 from flanneld_py.core.linger import WIPE_GRACE
 from flanneld_py.core.rules import Tool, Wish, desired_rules, names_of
@@ -121,7 +121,7 @@ def feasible_target(
 ) -> Feasible:
     """The desired state for these inputs, or else for the config and the host that `last` had, which worked.
 
-    Peers and their departures are followed all the same. `make` is `target_of`, or does as it does.
+    Peers and their departures are followed all the same. `make` is `Aim.target_of`.
 
     Raises:
         ConfigError, HostError: nothing has worked yet.
@@ -136,21 +136,12 @@ def feasible_target(
         return Feasible(make(worked, departed, settings), worked, error)
 
 
-def target_of(inputs: Inputs, departed: Collection[Record], settings: Settings) -> Target:
-    """The desired state for these inputs; `departed`: peers that stay although they are not in the snapshot.
+def target_for(inputs: Inputs, settings: Settings, peers: Peers) -> Target:
+    """The desired state for these inputs, once it is decided who is a peer.
 
     Raises:
         ConfigError, HostError: the backend cannot work on this host as configured.
     """
-    network, host, record = inputs.network, inputs.host, inputs.own.record
-    backend_type = network.backend.published(host, record).backend_type
-    return target_for(
-        inputs, settings, admit(inputs.snapshot, record, network.config, host, backend_type, departed)
-    )
-
-
-def target_for(inputs: Inputs, settings: Settings, peers: Peers) -> Target:
-    """The target once it is decided who is a peer. Raises as `target_of` does."""
     network = inputs.network
     state = desired_state(inputs, settings, peers.accepted)
     tool = settings.tools.choose(nftables=network.config.nftables)
@@ -170,7 +161,7 @@ def target_for(inputs: Inputs, settings: Settings, peers: Peers) -> Target:
 
 
 def desired_state(inputs: Inputs, settings: Settings, peers: Sequence[Record]) -> State:
-    """All rows but the packet filter's. Raises as `target_of` does."""
+    """All rows but the packet filter's. Raises as `target_for` does."""
     network, host, record = inputs.network, inputs.host, inputs.own.record
     backend = network.backend
     text = subnet_env(network.config, record, backend.mtu(host), ipmasq=settings.wish.masquerade)

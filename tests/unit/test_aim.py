@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from flanneld_py.addresses import Family
 from flanneld_py.backends import BACKENDS, backend_of
+from flanneld_py.core.admit import admit
 from flanneld_py.core.plan import apply_all, plan
 from flanneld_py.daemon.aim import Aim
 from flanneld_py.daemon.inbox import Network
-from flanneld_py.daemon.target import Inputs, Settings, target_of
+from flanneld_py.daemon.target import Inputs, Settings, Target, target_for
 from flanneld_py.model import OwnLease, Record
 from tests.unit import strategies
 from tests.unit.strategies import PREFIX, clashing_records, host, snapshot_of, thorough
@@ -31,6 +32,12 @@ def inputs(name: str, records: dict[str, Record], families: Any = (4,), **option
     published = network.backend.published(host(1, families), None)
     own = replace(record(1, families, published.backend_type), node_id=host(1, families).node_id)
     return Inputs(network, host(1, families), OwnLease(own, 60), snapshot_of((own, *records.values())))
+
+
+def made_anew(given_: Inputs) -> Target:
+    config, record = given_.network.config, given_.own.record
+    kind = given_.network.backend.published(given_.host, record).backend_type
+    return target_for(given_, SETTINGS, admit(given_.snapshot, record, config, given_.host, kind))
 
 
 @every_backend
@@ -52,7 +59,7 @@ def test_the_same_as_made_anew(name: str, data: st.DataObject) -> None:
         for key in data.draw(st.sets(st.sampled_from(sorted(known)))) if known else ():
             del known[key]
         fresh_inputs = made._replace(snapshot=snapshot_of((made.own.record, *known.values())))
-        wanted = target_of(fresh_inputs, (), SETTINGS)
+        wanted = made_anew(fresh_inputs)
         found = aim.target_of(fresh_inputs, (), SETTINGS)
         assert found.state == wanted.state
         assert found.peers.accepted == wanted.peers.accepted

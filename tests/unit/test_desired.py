@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from flanneld_py.addresses import Family, PerFamily
 from flanneld_py.backends import BACKENDS, backend_of
 from flanneld_py.core.desired import subnet_env
+from flanneld_py.daemon.aim import Aim
 from flanneld_py.daemon.inbox import LeaseState, Levels, Network
-from flanneld_py.daemon.target import Inputs, Settings, Target, inputs_of, same, target_of
+from flanneld_py.daemon.target import Inputs, Settings, Target, inputs_of, same
 from flanneld_py.errors import HostError
 from flanneld_py.model import OwnLease, Record, Scope
 from tests.unit import strategies
@@ -62,7 +63,7 @@ def inputs(
 
 
 def aim(given_: Inputs, *departed: Record, settings: Settings = SETTINGS) -> Target:
-    return target_of(given_, departed, settings)
+    return Aim().target_of(given_, departed, settings)
 
 
 def target(*records: Record, name: str = "vxlan", families: tuple[Family, ...] = (4,)) -> Target:
