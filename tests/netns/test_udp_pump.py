@@ -297,9 +297,8 @@ def test_a_flood_from_a_stranger(lab: Lab, make_end: MakeEnd, plane: Plane) -> N
             for _ in range(500):
                 source.sendto(packet, (a.host.address, PORT))
         started = time.monotonic()
-        counted()
+        assert counted() > 1000
         assert time.monotonic() - started < 1
-        wait_for(counted, 5, "what was sent to be counted", lambda seen: seen > 1000)
     pod, other = a.host.pod, b.host.pod.address
     wait_for(lambda: pod.ping(other, 1, wait=1).lost, 2, "no loss behind it", lambda lost: lost == 0)
     assert pod.ping(other, 3, wait=3).lost == 0

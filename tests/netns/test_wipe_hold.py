@@ -176,9 +176,9 @@ def test_a_restart_does_not_end_the_hold(lab: Lab, backend: str, first: str) -> 
         what: how for what, how in rows.items() if what.split()[-1] == back.subnet
     }
     held = rows_of(alpha, backend, rest)
+    assert time.monotonic() - started < GRACE, "too late to show anything"
     assert held == {what: how for what, how in rows.items() if what in held}
     assert len(held) == len(rest)
-    assert time.monotonic() - started < GRACE, "too late to show anything"
     wait_gone(alpha, backend, rest, GRACE + 2)
     wait_in_order(alpha, backend)
     assert time.monotonic() - started > GRACE - 1
