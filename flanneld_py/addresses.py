@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -14,6 +13,8 @@ from ipaddress import (
 )
 from typing import Generic, Literal, TypeAlias, TypeVar
 
+from msgspec import Struct
+
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 IPNetwork: TypeAlias = IPv4Network | IPv6Network
 IPInterface: TypeAlias = IPv4Interface | IPv6Interface
@@ -23,8 +24,7 @@ FAMILIES: tuple[Family, Family] = (4, 6)
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class PerFamily(Generic[T]):
+class PerFamily(Struct, Generic[T], frozen=True):
     """One value for IPv4, one for IPv6; `None` where a family is not in use."""
 
     v4: T | None = None

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Literal, NamedTuple, TypeAlias
+
+from msgspec import Struct
 
 from flanneld_py.addresses import IPNetwork, Subnets
 
 
-@dataclass(frozen=True, slots=True)
-class TunLink:
+class TunLink(Struct, frozen=True):
     """A persistent TUN device, whose packets a pump carries."""
 
     mtu: int
@@ -24,8 +24,7 @@ Plane: TypeAlias = Literal["auto", "native", "python"]
 SourceCheck: TypeAlias = Literal["false", "true", "strict"]
 
 
-@dataclass(frozen=True, slots=True)
-class PumpSettings:
+class PumpSettings(Struct, frozen=True):
     """What moves packets between a TUN device and the peers, but for who these are."""
 
     address: IPv4Address

@@ -7,18 +7,19 @@ IPv6 is more rows in the same tables, not other tables.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
+
+from msgspec import Struct, field
 
 from flanneld_py.addresses import Family, IPAddress, IPInterface, IPNetwork, PerFamily, Subnets
 from flanneld_py.datapath import Endpoint, PumpSettings, TunLink
 from flanneld_py.packetfilter import Chain, ChainKey
+from flanneld_py.values import PartlyCompared
 
 # --- registry -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class SubnetRange:
+class SubnetRange(Struct, frozen=True):
     """The Network of one family and the subnets that may be leased from it."""
 
     network: IPNetwork
@@ -29,9 +30,10 @@ class SubnetRange:
     """Base of the last subnet handed out (inclusive)."""
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkConfig:
+class NetworkConfig(PartlyCompared, frozen=True):
     """`P/config`, checked and with its defaults filled in."""
+
+    uncompared = 2
 
     ranges: PerFamily[SubnetRange]
     backend_type: str
@@ -41,9 +43,9 @@ class NetworkConfig:
     nftables: bool = False
     unknown_keys: tuple[str, ...] = ()
     """Top-level keys that mean nothing, as the user spelled them."""
-    option_spelling: Mapping[str, str] = field(default_factory=dict, compare=False)
+    option_spelling: Mapping[str, str] = field(default_factory=dict)
     """Keys of `Backend`, lower-cased → as the user spelled them."""
-    doubts: tuple[str, ...] = field(default=(), compare=False)
+    doubts: tuple[str, ...] = ()
     """What else is hardly meant as it stands, a line each."""
 
     @property
@@ -59,8 +61,7 @@ class NetworkConfig:
         return tuple(family for family, _ in self.ranges.items())
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """One key of etcd below the prefix, as read."""
 
     key: str
@@ -72,8 +73,7 @@ class Entry:
     """0: stored without an etcd lease, that is for ever."""
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(Struct, frozen=True):
     """Everything below the prefix at one revision."""
 
     revision: int
@@ -93,25 +93,24 @@ class Fingerprint(NamedTuple):
         return f"{self.keys} keys, the newest of {self.newest}"
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True):
     """One watch event: a put (`entry` set) or a delete (`entry` None)."""
 
     key: str
     entry: Entry | None
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
+class Changes(Struct, frozen=True):
     """The events of one watch response; `revision` is where a later watch may resume after."""
 
     revision: int
     changes: tuple[Change, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(PartlyCompared, frozen=True):
     """A lease's value with its key: who holds which subnet and how to reach it."""
+
+    uncompared = 1
 
     key: str
     """Last part of the etcd key: `10.5.34.0-24`."""
@@ -128,14 +127,15 @@ class Record:
     create_revision: int = 0
     mod_revision: int = 0
     etcd_lease: int = 0
-    since_revision: int = field(default=0, compare=False)
+    since_revision: int = 0
     """mod_revision of the first put that we know to have said the same; 0: as `mod_revision`. A Go node
     writes its record anew at each renewal, and is none the younger for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(PartlyCompared, frozen=True):
     """All records at one revision. Immutable; replaced as a whole."""
+
+    uncompared = 2
 
     revision: int
     cluster_id: int
@@ -144,17 +144,16 @@ class Snapshot:
     """Key → why it was left out."""
     epoch: int = 0
     """Grows when etcd lost the history known before: it was wiped, or restored from a backup."""
-    unreadable: int = field(default=0, compare=False)
+    unreadable: int = 0
     """Revision of the last write of something unreadable, or of its end, as far as we have seen; 0: none."""
-    since: tuple[Mapping[str, Record], frozenset[str]] | None = field(default=None, compare=False)
+    since: tuple[Mapping[str, Record], frozenset[str]] | None = None
     """The records of the snapshot before, and the keys under which there is another one now, or none."""
 
 
 # --- host -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class AddressFacts:
+class AddressFacts(Struct, frozen=True):
     """One address on an interface, as the kernel lists it."""
 
     address: IPInterface
@@ -164,8 +163,7 @@ class AddressFacts:
     secondary: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class LinkFacts:
+class LinkFacts(Struct, frozen=True):
     """One interface of the host, as the kernel lists it."""
 
     name: str
@@ -189,8 +187,7 @@ class Way(NamedTuple):
     """The address they would bear."""
 
 
-@dataclass(frozen=True, slots=True)
-class HostFacts:
+class HostFacts(Struct, frozen=True):
     """What the kernel says about this host, before any choice is made from it."""
 
     links: tuple[LinkFacts, ...]
@@ -208,9 +205,10 @@ class HostFacts:
     """Of the addresses asked about those that are reached → how."""
 
 
-@dataclass(frozen=True, slots=True)
-class External:
+class External(PartlyCompared, frozen=True):
     """The interface that carries the overlay's packets."""
+
+    uncompared = 1
 
     name: str
     mtu: int
@@ -219,12 +217,11 @@ class External:
     public: PerFamily[IPAddress]
     """The addresses published to the peers."""
     mac: str = ""
-    how: str = field(default="", compare=False)
+    how: str = ""
     """What chose it: `--iface eth0`, `the default route`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
+class Host(Struct, frozen=True):
     """This host as the decisions see it."""
 
     node_id: str
@@ -256,8 +253,7 @@ class Host:
     """Random; a VTEP MAC is made from it when another host has the one made from the node id."""
 
 
-@dataclass(frozen=True, slots=True)
-class OwnLease:
+class OwnLease(Struct, frozen=True):
     """The lease this host holds."""
 
     record: Record
@@ -277,8 +273,7 @@ setting against that.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class VxlanLink:
+class VxlanLink(Struct, frozen=True):
     """A vxlan device, in the terms of linux/if_link.h IFLA_VXLAN_*."""
 
     vni: int
@@ -316,8 +311,7 @@ class Route(NamedTuple):
     protocol: int = ROUTE_PROTOCOL
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Struct, frozen=True):
     """Kernel objects and files: what we want, or what is there. Each table has one driver."""
 
     links: Mapping[str, Link] = field(default_factory=dict)
@@ -391,8 +385,7 @@ class Outcome(NamedTuple):
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(Struct, frozen=True):
     """What `observe` may take for ours."""
 
     prefix: str

@@ -7,10 +7,12 @@ iptables: so what we want is compared with what the kernel shows, whoever wrote 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
+from msgspec import Struct
+
 from flanneld_py.addresses import IPNetwork
+from flanneld_py.values import PartlyCompared
 
 Field: TypeAlias = Literal[
     "saddr", "daddr", "mark", "iifname", "oifname", "l4proto", "nfproto", "ct state", "ct status", "other"
@@ -26,8 +28,7 @@ class Mark(NamedTuple):
     mask: int = 0xFFFF_FFFF
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(Struct, frozen=True):
     """One condition of a rule: the packet's `field` is among `values`, or is not.
 
     The values of saddr and daddr are networks; of mark `Mark`s; of iifname and oifname device names, where a
@@ -41,8 +42,7 @@ class Match:
     negated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """What becomes of a packet that a rule matches.
 
     `none`: the next rule (a counter, a log, a mark that is set); `unknown`: we do not understand it.
@@ -57,23 +57,23 @@ class Verdict:
     """Of masquerade: whether the source port is chosen at random (NF_NAT_RANGE_PROTO_RANDOM_FULLY)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(PartlyCompared, frozen=True):
     """One rule of a chain; its matches all hold for a packet it decides on."""
+
+    uncompared = 2
 
     matches: tuple[Match, ...]
     verdict: Verdict
     comment: str = ""
-    handle: int = field(default=0, compare=False)
-    """nf_tables: the number by which the kernel deletes it."""
-    packets: int | None = field(default=None, compare=False)
-    """What its counter says; None where it counts nothing."""
     sets: frozenset[Field] = frozenset()
     """What it changes of the packet, so that a later match may find another value: `mark`, `ct state`."""
+    handle: int = 0
+    """nf_tables: the number by which the kernel deletes it."""
+    packets: int | None = None
+    """What its counter says; None where it counts nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
+class Chain(Struct, frozen=True):
     """The rules of a chain in order, and where it is hooked in; `hook` is empty for one that is jumped to."""
 
     rules: tuple[Rule, ...] = ()

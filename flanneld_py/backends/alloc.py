@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from typing import ClassVar
+
+from msgspec import Struct
 
 from flanneld_py.backends.base import Published
 from flanneld_py.core.configkeys import Key
 from flanneld_py.model import Host, NetworkConfig, Record, State
 
 
-@dataclass(frozen=True, slots=True)
-class Alloc:
+class Alloc(Struct, frozen=True):
     """The config's Backend with type alloc; it has no options."""
 
-    type: str = field(default="alloc", init=False)
+    type: ClassVar[str] = "alloc"
 
     @classmethod
     def from_config(cls, config: NetworkConfig) -> Alloc:  # noqa: ARG003 - one signature for all backends

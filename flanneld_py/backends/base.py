@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Protocol
+
+from msgspec import Struct, field
+from msgspec.structs import fields
 
 from flanneld_py.addresses import IPAddress, PerFamily
 from flanneld_py.core.configkeys import Key
 from flanneld_py.model import Host, NextHop, Record, Route, State
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
+class Published(Struct, frozen=True):
     """What a backend puts into the host's record."""
 
     backend_type: str
@@ -54,12 +55,12 @@ class Backend(Protocol):
 
 def options_of(backend: Backend) -> dict[str, Any]:
     """Its options by field name, defaults filled in."""
-    if not is_dataclass(backend):
+    if not isinstance(backend, Struct):
         return {}
     return {
         option.name: getattr(backend, option.name)
         for option in fields(backend)
-        if option.name not in ("type", "families", "networks")
+        if option.name not in ("families", "networks")
     }
 
 

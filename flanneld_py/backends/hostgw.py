@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from typing import ClassVar
+
+from msgspec import Struct
 
 from flanneld_py.addresses import IPNetwork
 from flanneld_py.backends.base import Published, direct_route
@@ -12,11 +14,10 @@ from flanneld_py.errors import HostError
 from flanneld_py.model import Host, NetworkConfig, Record, Route, State
 
 
-@dataclass(frozen=True, slots=True)
-class HostGw:
+class HostGw(Struct, frozen=True):
     """The config's Backend with type host-gw; it has no options."""
 
-    type: str = field(default="host-gw", init=False)
+    type: ClassVar[str] = "host-gw"
 
     @classmethod
     def from_config(cls, config: NetworkConfig) -> HostGw:  # noqa: ARG003 - one signature for all backends

@@ -8,9 +8,10 @@ BackendV6Data: flannel writes nothing there for udp, and reads nothing.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, ip_interface
-from typing import get_args
+from typing import ClassVar, get_args
+
+from msgspec import Struct
 
 from flanneld_py.addresses import Family, IPAddress, IPNetwork, PerFamily
 from flanneld_py.backends.base import Published
@@ -56,8 +57,7 @@ KEYS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Udp:
+class Udp(Struct, frozen=True):
     """The options of the config's Backend with type udp."""
 
     families: tuple[Family, ...]
@@ -65,7 +65,7 @@ class Udp:
     port: int = PORT
     data_plane: Plane = "auto"
     source_check: SourceCheck = "true"
-    type: str = field(default="udp", init=False)
+    type: ClassVar[str] = "udp"
 
     @classmethod
     def from_config(cls, config: NetworkConfig) -> Udp:

@@ -9,9 +9,12 @@ gets a plain route via its own address instead.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
 from ipaddress import ip_interface
 from itertools import chain, count
+from typing import ClassVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from flanneld_py.addresses import Family, IPAddress, IPNetwork, PerFamily
 from flanneld_py.backends.base import Published, direct_route
@@ -50,8 +53,7 @@ KEYS = (
 CHECKSUMS = ("auto", "on", "off")
 
 
-@dataclass(frozen=True, slots=True)
-class Vxlan:
+class Vxlan(Struct, frozen=True):
     """The options of the config's Backend with type vxlan."""
 
     families: tuple[Family, ...]
@@ -65,7 +67,7 @@ class Vxlan:
     """Whether hosts on one network exchange packets without the tunnel."""
     tx_checksum: str = "auto"
     """Whether the devices leave checksums to the hardware; auto: as the kernel has it, until it does harm."""
-    type: str = field(default="vxlan", init=False)
+    type: ClassVar[str] = "vxlan"
 
     @classmethod
     def from_config(cls, config: NetworkConfig) -> Vxlan:

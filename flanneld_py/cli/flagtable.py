@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+from msgspec import Struct
 
 Kind: TypeAlias = Literal["string", "list", "boolean", "integer", "duration", "minutes"]
 """`minutes`: a whole number of them, as flannel has it, or a duration."""
@@ -11,8 +12,7 @@ Kind: TypeAlias = Literal["string", "list", "boolean", "integer", "duration", "m
 ETCD_ONLY = "this daemon keeps leases in etcd (flannel's etcd mode), not in Kubernetes; leave it out"
 
 
-@dataclass(frozen=True, slots=True)
-class Flag:
+class Flag(Struct, frozen=True):
     """One flag, which is also a variable: `--etcd-prefix`, FLANNELD_ETCD_PREFIX."""
 
     name: str

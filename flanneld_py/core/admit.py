@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from ipaddress import ip_network
+
+from msgspec import Struct, field
 
 from flanneld_py.addresses import Family, IPAddress, IPNetwork
 from flanneld_py.core.records import age, said_since
@@ -16,8 +17,7 @@ OUTSIDE, OTHER_BACKEND = "lies outside the Network", "backend is"
 """In the reasons for which a record is left out: its host goes by another config."""
 
 
-@dataclass(frozen=True, slots=True)
-class Peers:
+class Peers(Struct, frozen=True):
     """The records to program, and why the others are not. All mappings are by key."""
 
     accepted: tuple[Record, ...] = ()
@@ -175,8 +175,7 @@ def _masked(base: int, length: int, net: IPNetwork) -> int:
     return base >> shift << shift
 
 
-@dataclass(frozen=True, slots=True)
-class _Here:
+class _Here(Struct, frozen=True):
     """Where a record would have to fit in."""
 
     scopes: Mapping[Family, IPNetwork]

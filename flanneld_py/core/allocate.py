@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from random import Random
+
+from msgspec.structs import replace
 
 from flanneld_py.addresses import FAMILIES, Family, IPAddress, PerFamily, Subnets
 from flanneld_py.core.leasedecision import (

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
+
+from msgspec import Struct, field
 
 from flanneld_py.addresses import Family, IPAddress, IPNetwork, PerFamily
 from flanneld_py.core import gojson
@@ -21,8 +22,7 @@ MIN_SUBNETS_BITS = 2
 """A Network holds at least four subnets."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Limits:
+class _Limits(Struct, frozen=True):
     prefix: str
     """What the field names of this family begin with."""
     network: str
@@ -84,8 +84,7 @@ def _load(text: str | bytes) -> dict[str, Any]:
 # --- fields ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Backend:
+class _Backend(Struct, frozen=True):
     """The value of `Backend`; option keys in lower case."""
 
     type: str = DEFAULT_BACKEND

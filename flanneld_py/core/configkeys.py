@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
+
+from msgspec import Struct
 
 from flanneld_py.core import gojson, options
 from flanneld_py.model import NetworkConfig
@@ -13,8 +14,7 @@ MOST_HINTS = 3
 LONGEST_KEY = 40
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(Struct, frozen=True):
     """One key of the config, or of its `Backend`."""
 
     name: str

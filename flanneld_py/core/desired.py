@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from flanneld_py.core.hostfiles import SubnetEnv, render_subnet_env
 from flanneld_py.model import Host, NetworkConfig, Record, State

@@ -8,9 +8,11 @@ followed, and a drop is named only when no way leads past it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from flanneld_py.addresses import IPAddress, IPNetwork
 from flanneld_py.core.subnets import inside
@@ -36,8 +38,7 @@ DEEPEST = 64
 """Jumps within jumps that we follow; nf_tables allows 16."""
 
 
-@dataclass(frozen=True, slots=True)
-class Flow:
+class Flow(Struct, frozen=True):
     """New connections that this host forwards, unmarked and with the addresses they began with.
 
     An address that no container has, as the first one of a subnet, is better than another: rules about
@@ -57,8 +58,7 @@ class Flow:
     """It is that of one container only."""
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
+class Drop(Struct, frozen=True):
     """A flow that certainly does not pass a base chain."""
 
     flow: Flow

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import PurePosixPath
+
+from msgspec import Struct, field
 
 from flanneld_py.addresses import Family, IPNetwork, PerFamily, Subnets
 
@@ -19,8 +20,7 @@ _KEYS: dict[Family, tuple[str, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class SubnetEnv:
+class SubnetEnv(Struct, frozen=True):
     """What subnet.env tells container runtimes; as read back from an old file, any part may be absent."""
 
     networks: Subnets = field(default_factory=PerFamily)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from functools import cache, partial
 from ipaddress import ip_address
 from itertools import chain
+
+from msgspec.structs import replace
 
 from flanneld_py.addresses import Family, IPAddress, PerFamily
 from flanneld_py.core.ownership import link_alias

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
+
+from msgspec import Struct, field
 
 from flanneld_py.addresses import IPAddress, PerFamily, Subnets
 from flanneld_py.core.leasepolicy import OnLoss
@@ -13,15 +14,13 @@ from flanneld_py.model import Record
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Keep:
+class Keep(Struct, frozen=True):
     """The record stands as it should; nothing to write."""
 
     record: Record
 
 
-@dataclass(frozen=True, slots=True)
-class Adopt:
+class Adopt(Struct, frozen=True):
     """Write `wanted` over `record`, the same key, guarded by its mod_revision."""
 
     record: Record
@@ -33,8 +32,7 @@ class Adopt:
         return f"{self.record.key} is to be written anew"
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(Struct, frozen=True):
     """Put `wanted` in the place of `record`, which has another key, in one step and under its etcd lease."""
 
     record: Record
@@ -46,8 +44,7 @@ class Move:
         return f"another lease is to take the place of {self.record.key}"
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(Struct, frozen=True):
     """Delete `record`, ours but unfit, guarded by its mod_revision; then decide again."""
 
     record: Record
@@ -57,8 +54,7 @@ class Release:
         return f"{self.record.key} is to be given back"
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(Struct, frozen=True):
     """Create `wanted`, guarded by the key not existing."""
 
     wanted: Record
@@ -67,8 +63,7 @@ class Claim:
         return "a lease is to be claimed"
 
 
-@dataclass(frozen=True, slots=True)
-class Restore:
+class Restore(Struct, frozen=True):
     """Write `wanted` over what cannot be read at its key, which is ours, under its etcd lease or a new one.
 
     Unless somebody else keeps that key alive, which only etcd can tell.
@@ -80,16 +75,14 @@ class Restore:
         return f"{self.wanted.key}, which cannot be read, is to be restored"
 
 
-@dataclass(frozen=True, slots=True)
-class Rename:
+class Rename(Struct, frozen=True):
     """Another host uses our node id, in `record`: take another id, unless that host is gone."""
 
     record: Record
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Conflict:
+class Conflict(Struct, frozen=True):
     """Somebody else stands where we should; nothing is written while it lives."""
 
     record: Record
@@ -99,8 +92,7 @@ class Conflict:
     """Ours, which stays meanwhile."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(Struct, frozen=True):
     """There is nothing to be had now."""
 
     reason: str
@@ -109,8 +101,7 @@ class Wait:
     """Ours, which stays until there is."""
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(Struct, frozen=True):
     """Our subnet is another's, and the operator wants the process to end then."""
 
     reason: str
@@ -122,8 +113,7 @@ Write: TypeAlias = Adopt | Move | Release | Claim | Restore
 Decision: TypeAlias = Write | Keep | Rename | Conflict | Wait | End
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(Struct, frozen=True):
     """What this host brings to the decision besides its identity."""
 
     backend_type: str

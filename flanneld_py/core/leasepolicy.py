@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+from msgspec import Struct
 
 OnLoss: TypeAlias = Literal["hold", "renumber", "exit"]
 DEFAULT_TTL = 86_400
@@ -12,8 +13,7 @@ LOWEST_TTL = 5
 """Seconds; with less, renewing in time cannot be promised."""
 
 
-@dataclass(frozen=True, slots=True)
-class LeasePolicy:
+class LeasePolicy(Struct, frozen=True):
     """How long a lease lives, when it is written again for Go flannel's sake, and what its loss means."""
 
     ttl: int = DEFAULT_TTL

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from flanneld_py.addresses import IPAddress
 from flanneld_py.errors import RecordError
@@ -25,8 +27,7 @@ WIPE_WITHIN = 10.0
 """… in so many seconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Departed:
+class Departed(Struct, frozen=True):
     """The last record of a peer that has none in the registry any more."""
 
     record: Record
@@ -36,8 +37,7 @@ class Departed:
     """It left together with many."""
 
 
-@dataclass(frozen=True, slots=True)
-class Departures:
+class Departures(Struct, frozen=True):
     """The peers that have left."""
 
     kept: Mapping[str, Departed] = field(default_factory=dict)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+
+from msgspec import Struct
 
 EVERY, WINDOW = 1.0, 30.0
 """Seconds from a reading to the next one, and for which they count."""
@@ -14,8 +15,7 @@ QUIET, GAPS = 4.0, 2
 """Seconds without a drop after which it is over, or so many usual gaps between two if that is longer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(Struct, frozen=True):
     """Counters of drops at a time."""
 
     at: float
@@ -24,8 +24,7 @@ class Reading:
     """`receive.outer-source-unknown` → how many since the start."""
 
 
-@dataclass(frozen=True, slots=True)
-class Advice:
+class Advice(Struct, frozen=True):
     """What one kind of drop means, and what to do."""
 
     meaning: str

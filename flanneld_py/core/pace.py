@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0
 SHORTEST_PROBE, LONGEST_PROBE = 2.25, 60.0
@@ -17,8 +18,7 @@ def probe_seconds(hosts: int) -> float:
     return min(max(SHORTEST_PROBE, hosts / PROBES_PER_SECOND), LONGEST_PROBE)
 
 
-@dataclass(slots=True)
-class _Trouble:
+class _Trouble(Struct):
     failures: int
     failed_at: float
     not_before: float

@@ -13,8 +13,9 @@ files: they are written by programs, for which subnet.env must not wait.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from flanneld_py.datapath import TunLink
 from flanneld_py.model import (

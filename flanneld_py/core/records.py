@@ -9,9 +9,10 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
+
+from msgspec.structs import replace
 
 from flanneld_py.addresses import IPAddress, PerFamily, Subnets
 from flanneld_py.core import gojson

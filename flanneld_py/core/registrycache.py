@@ -11,8 +11,10 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from flanneld_py.core import gojson
 from flanneld_py.core.records import SUBNETS_PREFIX, decode, encode
@@ -81,8 +83,7 @@ class Origin(NamedTuple):
     """Of the external interface: a copy on another machine is worth nothing there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cached:
+class Cached(Struct, frozen=True):
     """What stands in the file."""
 
     origin: Origin
@@ -129,8 +130,7 @@ class Cached:
         return LastPeers(Snapshot(self.revision, self.cluster_id, peers), held, created)
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(Struct, frozen=True):
     """What is to be written: the registry as the kernel was set up by it."""
 
     origin: Origin

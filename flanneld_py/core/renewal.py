@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from flanneld_py.core.leasepolicy import LeasePolicy
 from flanneld_py.core.reservation import is_vacant
@@ -39,8 +39,7 @@ def silent_in(left: float, granted: float) -> float:
 # --- writing again --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Puts:
+class Puts(Struct, frozen=True):
     """What is known of our writes, on one clock."""
 
     since: float

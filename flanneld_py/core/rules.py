@@ -7,10 +7,12 @@ etcd prefix has names of its own, so that two on one host do not take each other
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from functools import cache
 from ipaddress import ip_network
 from typing import Literal, NamedTuple, TypeAlias
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from flanneld_py.addresses import FAMILIES, Family, IPNetwork, PerFamily, Subnets
 from flanneld_py.core.ownership import prefix_hash
@@ -64,8 +66,7 @@ def names_of(prefix: str) -> Names:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(Struct, frozen=True):
     """Which rules the operator asks for."""
 
     masquerade: bool = False

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import Any
+
+from msgspec import Struct, field
 
 from flanneld_py.addresses import IPNetwork, PerFamily, Subnets
 from flanneld_py.core import gojson
@@ -16,8 +17,7 @@ LATEST = 1 << 40
 """Seconds since 1970, in 36,000 years; JSON may say Infinity and NaN."""
 
 
-@dataclass(frozen=True, slots=True)
-class SavedState:
+class SavedState(Struct, frozen=True):
     """The last run's lease and Networks, so that a fresh process knows what is ours."""
 
     prefix: str

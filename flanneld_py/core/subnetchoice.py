@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from ipaddress import ip_network
 from random import Random
 from typing import TypeAlias
+
+from msgspec.structs import replace
 
 from flanneld_py.addresses import FAMILIES, Family, IPNetwork, PerFamily, Subnets
 from flanneld_py.core.freesubnets import count_subnets, random_free

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, fields
+
+from msgspec import Struct
+from msgspec.structs import fields
 
 from flanneld_py.core.describe import WAITS
 from flanneld_py.core.duration import duration
@@ -36,8 +38,7 @@ NEEDED_TO_START = ("lease", "subnet-file")
 another host do wrong, which would keep the whole machine from starting."""
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(Struct, frozen=True):
     """What one part of the daemon says of itself."""
 
     name: str

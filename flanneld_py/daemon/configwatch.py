@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from random import Random
 
 import structlog
+from msgspec import Struct
 
 from flanneld_py.addresses import IPNetwork, PerFamily
 from flanneld_py.backends import backend_of
@@ -37,8 +37,7 @@ REVIEWED = ("config-pending", "config-unfit")
 CUT_OFF = "hosts that have not applied it yet are cut off from this one: apply it on every host"
 
 
-@dataclass(frozen=True, slots=True)
-class _Stored:
+class _Stored(Struct, frozen=True):
     """The config as it stands in etcd, valid."""
 
     text: bytes

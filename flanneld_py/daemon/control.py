@@ -11,11 +11,11 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import structlog
+from msgspec import Struct, field
 
 from flanneld_py.daemon.inbox import boottime
 from flanneld_py.errors import FlanneldError
@@ -33,8 +33,7 @@ CHECK = 5.0
 Answer = Callable[[], Any]
 
 
-@dataclass(slots=True)
-class _Client:
+class _Client(Struct):
     """A connection whose request is not whole yet. Nobody waits for it."""
 
     connection: socket.socket
@@ -42,8 +41,7 @@ class _Client:
     request: bytes = b""
 
 
-@dataclass(slots=True)
-class _Listener:
+class _Listener(Struct):
     """Our socket, and which file it is."""
 
     socket: socket.socket

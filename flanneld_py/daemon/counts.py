@@ -7,8 +7,9 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
+
+from msgspec import Struct, field
 
 Labels: TypeAlias = tuple[str, ...]
 Counted: TypeAlias = Literal[
@@ -19,8 +20,7 @@ BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0
 """Seconds: the upper ends of what durations are sorted into."""
 
 
-@dataclass(slots=True)
-class Durations:
+class Durations(Struct):
     """How often something took how long."""
 
     within: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import structlog
+from msgspec.structs import replace
 
 from flanneld_py.daemon.inbox import DataPlane, Inbox, Problem, boottime
 from flanneld_py.daemon.losswatch import LossWatch

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import groupby
+
+from msgspec.structs import replace
 
 from flanneld_py.core.describe import WAITS, describe_key
 from flanneld_py.core.plan import lost_devices, referents, replaces, rows_on, still_needed

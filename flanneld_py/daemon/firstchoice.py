@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from ipaddress import ip_address
 from urllib.parse import urlsplit
+
+from msgspec import Struct
 
 from flanneld_py.addresses import IPAddress
 from flanneld_py.core.firstchoice import is_undisputed, prefers_registry
@@ -20,8 +21,7 @@ def literal_addresses(endpoints: Sequence[str]) -> frozenset[IPAddress]:
     return frozenset(ip for url in endpoints if (ip := address_of(_host(url))) is not None)
 
 
-@dataclass(frozen=True, slots=True)
-class Before:
+class Before(Struct, frozen=True):
     """What earlier runs left on this host."""
 
     subnet_file: bool = False

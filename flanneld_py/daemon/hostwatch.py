@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 
 import structlog
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from flanneld_py.addresses import FAMILIES, Family
 from flanneld_py.core import ifselect
@@ -33,8 +34,7 @@ RETRY = 1.0
 FIX = "put that right, which is noticed at once; or set --iface"
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(Struct, frozen=True):
     """What the operator said about this host."""
 
     identity: Identity

@@ -6,9 +6,11 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from flanneld_py.addresses import IPNetwork
 from flanneld_py.backends.base import Backend
@@ -18,6 +20,7 @@ from flanneld_py.daemon.counts import Counts
 from flanneld_py.daemon.heartbeats import BEAT_EVERY, Heartbeats
 from flanneld_py.model import Host, NetworkConfig, OwnLease, Snapshot
 from flanneld_py.packetfilter import ChainKey
+from flanneld_py.values import PartlyCompared
 
 RUSHED = frozenset({"snapshot", "recalled"})
 """Levels by which a host joins: its packets wait for the rows, so the thread that makes these goes first."""
@@ -40,40 +43,42 @@ def utc_text(seconds: float) -> str:
         return "an unknown time"
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(PartlyCompared, frozen=True):
     """Something an operator should know, with what to do about it."""
+
+    uncompared = 1
 
     code: str
     reason: str
     fix: str
-    since: str = field(default_factory=utc_now, compare=False)
+    since: str = field(default_factory=utc_now)
 
 
-@dataclass(frozen=True, slots=True)
-class Network:
+class Network(PartlyCompared, frozen=True):
     """The config in force and the backend made from it."""
+
+    uncompared = 1
 
     config: NetworkConfig
     backend: Backend
     former: tuple[IPNetwork, ...] = ()
     """Networks of configs that were in force before in this process: what lies inside them may be ours."""
-    since: str = field(default_factory=utc_now, compare=False)
+    since: str = field(default_factory=utc_now)
     """When it was taken over."""
 
 
-@dataclass(frozen=True, slots=True)
-class RegistryState:
+class RegistryState(PartlyCompared, frozen=True):
+    uncompared = 2
+
     state: Literal["connecting", "in sync", "unreachable", "refused"] = "connecting"
     endpoint: str | None = None
     error: str | None = None
-    since: str = field(default_factory=utc_now, compare=False)
-    began: float = field(default_factory=boottime, compare=False)
+    since: str = field(default_factory=utc_now)
+    began: float = field(default_factory=boottime)
     """`since` on the clock of `boottime`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Recalled:
+class Recalled(Struct, frozen=True):
     """What an earlier run knew of the registry, which is in force until etcd answers."""
 
     own: OwnLease
@@ -86,8 +91,7 @@ class Recalled:
         return utc_text(self.time)
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseState:
+class LeaseState(Struct, frozen=True):
     state: Literal["none", "waiting", "held", "conflict", "lost"] = "none"
     own: OwnLease | None = None
     problem: Problem | None = None
@@ -101,8 +105,7 @@ class LeaseState:
         return replace(self, ends=now + self.own.ttl if self.own is not None and self.own.ttl else None)
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Struct, frozen=True):
     """What the reconciler last did."""
 
     passes: int = 0
@@ -146,8 +149,7 @@ class Report:
     problem: Problem | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class DataPlane:
+class DataPlane(Struct, frozen=True):
     """What forwards packets where the kernel does not."""
 
     device: str
@@ -164,8 +166,7 @@ class DataPlane:
     source_check: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Levels:
+class Levels(Struct, frozen=True):
     """The latest of everything; each field has one thread that offers it."""
 
     network: Network | None = None  # registry-watch

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+from msgspec import Struct
 
 from flanneld_py.addresses import IPNetwork
 from flanneld_py.core.hostfiles import parse_subnet_env
@@ -21,8 +21,7 @@ LONGEST_CACHE = 1 << 26
 """Bytes of the registry's file; ten thousand records take 2.5 MB."""
 
 
-@dataclass(frozen=True, slots=True)
-class LastTime:
+class LastTime(Struct, frozen=True):
     """Of the state file and the old subnet.env."""
 
     run: LastRun

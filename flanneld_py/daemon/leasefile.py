@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import structlog
+from msgspec.structs import replace
 
 from flanneld_py.addresses import IPNetwork
 from flanneld_py.core.statefile import SavedState, render_state

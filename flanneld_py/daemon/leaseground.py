@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from flanneld_py.addresses import Subnets
 from flanneld_py.core.allocate import find_own
@@ -59,8 +61,7 @@ def ground_of(levels: Levels) -> Ground | None:
     return Ground(levels.network, host, levels.snapshot, levels.lease)
 
 
-@dataclass(frozen=True, slots=True)
-class LastRun:
+class LastRun(Struct, frozen=True):
     """What earlier runs left behind, and then this one."""
 
     previous: tuple[Subnets, ...] = ()
@@ -130,8 +131,7 @@ def _macs_of_others(snapshot: Snapshot, own: Record | None) -> frozenset[str]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Awaited:
+class Awaited(Struct, frozen=True):
     """A change at `key`, which the snapshot does not show yet: mostly a write of ours."""
 
     key: str

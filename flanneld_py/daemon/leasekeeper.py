@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import zip_longest
 
 import structlog
+from msgspec.structs import replace
 
 from flanneld_py.addresses import PerFamily
 from flanneld_py.core.allocate import decide_lease

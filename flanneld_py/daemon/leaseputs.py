@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from random import Random
+
+from msgspec.structs import replace
 
 from flanneld_py.core.leasepolicy import LeasePolicy
 from flanneld_py.core.renewal import Puts, has_go_hosts, heal_in, is_contested, next_put

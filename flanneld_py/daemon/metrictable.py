@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
+
+from msgspec import Struct, field
 
 from flanneld_py import __version__
 from flanneld_py.core.freesubnets import count_free
@@ -23,8 +24,7 @@ LEASE_STATES = ("none", "waiting", "held", "conflict", "lost")
 Values: TypeAlias = Mapping[Labels, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Scrape:
+class Scrape(Struct, frozen=True):
     """Everything that is known at the moment of asking."""
 
     levels: Levels
@@ -40,8 +40,7 @@ class Scrape:
     """What the data plane has counted, by the names of udp/pump.h; empty where it is the kernel's."""
 
 
-@dataclass(frozen=True, slots=True)
-class Metric:
+class Metric(Struct, frozen=True):
     """One metric. Without a value for some labels it has no line for them."""
 
     name: str

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from flanneld_py.core.leasepolicy import LeasePolicy
 from flanneld_py.core.rules import Wish
 from flanneld_py.drivers.etcd import EtcdSettings
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(Struct, frozen=True):
     """The command line, parsed and checked."""
 
     etcd: EtcdSettings

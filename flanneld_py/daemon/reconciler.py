@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import Any, get_args
 
 import structlog
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from flanneld_py.core.describe import WAITS, describe
 from flanneld_py.core.linger import Departures, departures, departures_since, left_since
@@ -46,8 +47,7 @@ SHOWN = 5
 """Ops named in a log line."""
 
 
-@dataclass(slots=True)
-class _Memory:
+class _Memory(Struct):
     """What the thread remembers between passes."""
 
     actual: State | None = None

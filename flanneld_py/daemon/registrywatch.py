@@ -6,9 +6,9 @@ import random
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 
 import structlog
+from msgspec.structs import replace
 
 from flanneld_py.core.history import History
 from flanneld_py.core.linger import nothing_stands

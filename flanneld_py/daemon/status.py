@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from flanneld_py import __version__
 from flanneld_py.backends.base import options_of
@@ -30,8 +32,7 @@ WAITING = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
+class Process(Struct, frozen=True):
     """What the status says of the process itself."""
 
     pid: int

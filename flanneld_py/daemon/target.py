@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import NamedTuple
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from flanneld_py.addresses import IPAddress, IPNetwork
 from flanneld_py.core.admit import Peers
@@ -19,8 +21,7 @@ from flanneld_py.model import Host, OwnLease, Record, Scope, Snapshot, State
 from flanneld_py.packetfilter import Chain, ChainKey
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Struct, frozen=True):
     """What stays the same as long as the process lives."""
 
     prefix: str

@@ -12,8 +12,9 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from msgspec import Struct
 
 from flanneld_py.core.prefix import key_root
 from flanneld_py.drivers import etcdrpc  # silences gRPC, so it comes before grpc
@@ -62,8 +63,7 @@ _LEADER_ONLY = ("hasleader", "true")
 """Metadata by which an etcd member that has lost the leader refuses at once, and ends watches."""
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(Struct, frozen=True):
     """What became of a write. When its guard failed, `entry` is what stood there (None: nothing)."""
 
     ok: bool

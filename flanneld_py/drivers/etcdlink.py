@@ -13,6 +13,7 @@ import etcd3
 from flanneld_py.drivers.etcdsettings import Endpoint, EtcdSettings, check_tls_files, tls_stamp
 from flanneld_py.errors import Refused, Unreachable, UsageError
 
+WINDOW_BYTES = 4 << 20
 RECEIVE_BYTES = 64 << 20
 """gRPC's own limit is 4 MiB, less than a listing of ten thousand records may need."""
 
@@ -91,6 +92,10 @@ def _channel_options(connect_seconds: float) -> list[tuple[str, int]]:
         ("grpc.http2.ping_timeout_ms", 3000),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.keepalive_permit_without_calls", 0),
+        # Each answer would else be measured by a ping, a third of what an idle connection costs. The window that
+        # these pings would let grow is as large as it may get from the beginning.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
         # By its name a pause, it is the time allowed for connecting.
         ("grpc.min_reconnect_backoff_ms", int(connect_seconds * 1000)),
         ("grpc.initial_reconnect_backoff_ms", 250),

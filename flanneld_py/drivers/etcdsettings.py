@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from msgspec import Struct
+
 from flanneld_py.errors import UsageError
 
 DEFAULT_ENDPOINTS = ("http://127.0.0.1:4001", "http://127.0.0.1:2379")
@@ -97,8 +99,7 @@ class EtcdSettings:
         return shlex.join(["flannelctl", *given, "config", "set", value])
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(Struct, frozen=True):
     """One etcd member's client URL."""
 
     host: str

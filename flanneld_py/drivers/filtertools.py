@@ -11,8 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
+
+from msgspec import Struct, field
 
 from flanneld_py.core.rules import Tool
 
@@ -31,8 +32,7 @@ MOST_TOLD = 300
 """Characters of what a tool said that go into a message."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tools:
+class Tools(Struct, frozen=True):
     """What is installed here."""
 
     nft: str = ""

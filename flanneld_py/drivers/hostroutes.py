@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from flanneld_py.addresses import Family, IPAddress, IPNetwork
 from flanneld_py.drivers import rtmessages as rt
@@ -18,8 +19,7 @@ VIA_FAMILY_SIZE = 2
 NOWHERE = rt.RTNH_F_DEAD | rt.RTNH_F_LINKDOWN
 
 
-@dataclass(slots=True)
-class MainRoutes:
+class MainRoutes(Struct):
     """Table main of one family, as far as it concerns the choice of an interface."""
 
     default: tuple[str, ...] = ()

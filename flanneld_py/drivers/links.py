@@ -7,9 +7,10 @@ import socket
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from ipaddress import ip_interface
 from typing import Literal, NamedTuple
+
+from msgspec import Struct
 
 from flanneld_py.addresses import Family, IPNetwork
 from flanneld_py.core.ownership import FIRST_MARK_BIT, link_alias
@@ -24,8 +25,7 @@ SCOPES: dict[int, Literal["global", "link", "host"]] = {0: "global", 253: "link"
 """RT_SCOPE_* of linux/rtnetlink.h; the numbers between them are for sites to use."""
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(Struct, frozen=True):
     """A link as dumped."""
 
     index: int

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from msgspec import Struct, field
 
 from flanneld_py.addresses import IPAddress
 from flanneld_py.core.ownership import link_alias, nexthop_ids
@@ -35,8 +36,7 @@ LINK_FLAGS = 0x10041
 LINK_FACTS = (rt.IFLA_IFNAME, rt.IFLA_MTU, rt.IFLA_ADDRESS, rt.IFLA_IFALIAS)
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
+class Heard(Struct, frozen=True):
     """What the notifications read by one `wait` amount to."""
 
     overflow: bool = False
@@ -55,8 +55,7 @@ class Heard:
 NOTHING = Heard()
 
 
-@dataclass(slots=True)
-class _Pending:
+class _Pending(Struct):
     """A `Heard` in the making."""
 
     overflow: bool = False
@@ -75,8 +74,7 @@ class Notification(NamedTuple):
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class Followed:
+class Followed(Struct, frozen=True):
     """What concerns us."""
 
     want: State = field(default_factory=State)

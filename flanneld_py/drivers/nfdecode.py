@@ -7,8 +7,10 @@ that keeps with each register what was loaded into it, and turns every compariso
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from flanneld_py.drivers import nfmessages as nf
 from flanneld_py.drivers.nfvalues import Loaded, Span, match_of
@@ -161,8 +163,7 @@ def decode_expressions(family: nf.Family, expressions: Iterable[bytes], elements
     return Meaning(ways, machine.comment, frozenset(machine.sets), machine.lasting)
 
 
-@dataclass(slots=True)
-class _Machine:
+class _Machine(Struct):
     family: nf.Family
     elements_of: ElementsOf
     matches: list[Match] = field(default_factory=list)

@@ -6,15 +6,15 @@ It comes after every transaction, of nft, iptables-nft or anybody else, but not 
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from flanneld_py.drivers import nfmessages as nf
 from flanneld_py.drivers.netlink import UNREADABLE, ProtocolMissing, attributes, messages, open_socket
 from flanneld_py.drivers.subscription import Subscription
 
 
-@dataclass(frozen=True, slots=True)
-class Touched:
+class Touched(Struct, frozen=True):
     """What the notifications read by one `wait` amount to."""
 
     tables: frozenset[tuple[str, str]] = frozenset()
@@ -25,8 +25,7 @@ class Touched:
     """Names of the processes that did it, as far as the kernel told."""
 
 
-@dataclass(slots=True)
-class _Pending:
+class _Pending(Struct):
     """A `Touched` in the making."""
 
     overflow: bool = False

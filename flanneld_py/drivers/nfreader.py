@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, TypeAlias
+
+from msgspec import Struct, field
 
 from flanneld_py.drivers import nfmessages as nf
 from flanneld_py.drivers.netlink import (
@@ -53,8 +54,7 @@ class SetShape(NamedTuple):
     handle: int
 
 
-@dataclass(slots=True)
-class _Memory:
+class _Memory(Struct):
     """What a reading leaves for the next one."""
 
     meanings: dict[ChainKey, Known] = field(default_factory=dict)
@@ -272,7 +272,7 @@ class _Dump:
             comment = meaning.comment or nf.comment_of(found.get(nf.RULE_USERDATA, b""))
             handle = nf.number(found, nf.RULE_HANDLE)
             rules.setdefault(key, []).extend(
-                Rule(matches, verdict, comment, handle, packets, meaning.sets)
+                Rule(matches, verdict, comment, meaning.sets, handle, packets)
                 for matches, verdict in meaning.ways
             )
         if not requests:

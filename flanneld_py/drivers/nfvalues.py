@@ -5,9 +5,11 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, summarize_address_range
 from typing import TypeAlias
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from flanneld_py.drivers.xtextensions import CT_STATES, CT_STATUSES, bit_names
 from flanneld_py.packetfilter import Field, Mark, Match, Value
@@ -23,8 +25,7 @@ MOST_IN_TEXT = 8
 """Values that a text for the operator names."""
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(Struct, frozen=True):
     """What is in a register: `size` bytes of a field, and-ed with `mask`, then xor-ed with `flip`."""
 
     field: Field

@@ -10,9 +10,11 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal, NamedTuple, TypeAlias
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from flanneld_py.drivers.xtextensions import comment_text, extension_match, extension_sets, extension_verdict
 from flanneld_py.errors import KernelError
@@ -104,8 +106,7 @@ class _Head(NamedTuple):
     bytes_: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(Struct, frozen=True):
     """One entry, taken apart."""
 
     offset: int

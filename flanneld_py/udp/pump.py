@@ -17,10 +17,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import RLock
 from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from flanneld_py.errors import FlanneldError
 from flanneld_py.udp import pylanes, worker
@@ -64,8 +66,7 @@ class PumpHangs(PumpDown):
     """It did not get on and was killed. Mostly the machine is to blame: another pump would fare no better."""
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(Struct, frozen=True):
     """A child as it said of itself when it started."""
 
     pid: int

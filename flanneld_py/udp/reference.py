@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from itertools import pairwise
+
+from msgspec import Struct
 
 DROPS = (
     "none",
@@ -46,8 +47,7 @@ ANY, NETWORK, STRICT = 0, 1, 2
 Address = IPv4Address | IPv6Address
 
 
-@dataclass(frozen=True, slots=True)
-class Vnet:
+class Vnet(Struct, frozen=True):
     """`struct virtio_net_hdr`."""
 
     flags: int = 0
@@ -62,8 +62,7 @@ class Vnet:
         return struct.pack("=BBHHHH", self.flags, self.gso_type, *words)
 
 
-@dataclass(frozen=True, slots=True)
-class Ip:
+class Ip(Struct, frozen=True):
     """A packet's IP header, read."""
 
     version: int
@@ -139,8 +138,7 @@ def _parse6(packet: bytes) -> tuple[str | None, Ip | None]:
     return None, Ip(6, 40, packet[6], packet[7], IPv6Address(packet[8:24]), IPv6Address(packet[24:40]))
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(Struct, frozen=True):
     """The packed table, as lists."""
 
     source_check: int
@@ -215,8 +213,7 @@ def _check_parts(table: Table) -> None:
                 raise ValueError("order of ranges")
 
 
-@dataclass(slots=True)
-class _Reader:
+class _Reader(Struct):
     data: bytes
     at: int
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import TypeAlias
+
+from msgspec import Struct
 
 from flanneld_py.udp import reference
 from flanneld_py.udp.reference import ACK, FIN, OFFSET, PSH, TCP, UDP, Ip, Vnet, be16
@@ -16,8 +17,7 @@ Flow: TypeAlias = tuple[int, IPv4Address | IPv6Address, IPv4Address | IPv6Addres
 """Protocol, addresses, ports."""
 
 
-@dataclass(slots=True)
-class Entry:
+class Entry(Struct):
     """Packets that are written to the TUN together."""
 
     packets: list[bytes]

@@ -12,8 +12,10 @@ import struct
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from flanneld_py.udp.kept import SOCKET, TABLE, TUN
 from flanneld_py.udp.pump import Plane, Pump, PumpDown
@@ -34,8 +36,7 @@ class Cut(NamedTuple):
     table: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Resumed:
+class Resumed(Struct, frozen=True):
     """A pump at work, and what it works with."""
 
     pump: Pump

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Network, collapse_addresses
+
+from msgspec import Struct
 
 from flanneld_py.addresses import Family, IPAddress, IPNetwork, PerFamily, Subnets
 
@@ -32,8 +33,7 @@ class SourceCheck(IntEnum):
     STRICT = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(Struct, frozen=True):
     """Another host, and the subnets behind it."""
 
     address: IPv4Address
@@ -44,8 +44,7 @@ class Peer:
     """Its record announces that it takes IPv6 packets; without, none go to it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Here:
+class Here(Struct, frozen=True):
     """This host's side of the table."""
 
     subnets: Subnets

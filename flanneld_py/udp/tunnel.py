@@ -11,9 +11,10 @@ import os
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from threading import RLock
 from typing import Any, Protocol
+
+from msgspec import Struct, field
 
 from flanneld_py.addresses import IPNetwork, PerFamily
 from flanneld_py.datapath import Endpoint, PumpSettings
@@ -35,8 +36,7 @@ class Keeper(Protocol):
         """Keep none under that name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(Struct, frozen=True):
     """The data plane at one moment."""
 
     device: str
@@ -53,8 +53,7 @@ class Look:
     """What is asked of it."""
 
 
-@dataclass(slots=True)
-class _Work:
+class _Work(Struct):
     """A pump and what it works with."""
 
     device: str

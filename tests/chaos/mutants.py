@@ -15,8 +15,9 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from flanneld_py.cli.daemon import main as run_daemon
 from flanneld_py.core.leasedecision import Claim, Conflict, Wait

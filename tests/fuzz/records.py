@@ -6,11 +6,12 @@ An input is a byte that chooses a backend, then key, value, key, value …, with
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from msgspec.structs import replace
 
 from flanneld_py.addresses import PerFamily
 from flanneld_py.backends import backend_of

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import socket
 import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from flanneld_py.core.drops import Flow, find_drops
 from flanneld_py.drivers.nfreader import NfReader

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, ip_address, ip_interface, ip_network
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from flanneld_py.addresses import IPAddress
 from flanneld_py.core.ownership import link_alias, nexthop_ids

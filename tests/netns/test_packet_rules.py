@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
 from functools import partial
 from ipaddress import ip_network
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
+from msgspec.structs import replace
 
 from flanneld_py.addresses import PerFamily, Subnets
 from flanneld_py.core.plan import plan

@@ -12,12 +12,12 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from flanneld_py.lab import Transfer, wait_for
 from flanneld_py.lab.entering import inside

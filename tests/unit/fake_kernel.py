@@ -7,10 +7,10 @@ thing the plan must get right.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from flanneld_py.datapath import TunLink
 from flanneld_py.model import (

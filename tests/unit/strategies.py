@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -17,6 +17,7 @@ from typing import Any, get_args
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from flanneld_py.addresses import Family, IPAddress, IPNetwork, PerFamily, Subnets
 from flanneld_py.core.rules import Tool, Wish, desired_rules, names_of

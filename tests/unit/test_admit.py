@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 from random import Random
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from flanneld_py.addresses import FAMILIES, Family, PerFamily
 from flanneld_py.core.admit import Peers, admit
@@ -44,8 +45,7 @@ OWN_DUAL = replace(
 )
 
 
-@dataclass(frozen=True)
-class World:
+class World(Struct, frozen=True):
     """All that `admit` is told."""
 
     records: tuple[Record, ...]

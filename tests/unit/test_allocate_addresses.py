@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from ipaddress import ip_address
 from itertools import permutations
 from random import Random
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from flanneld_py.addresses import Family, IPAddress, PerFamily
 from flanneld_py.core.allocate import decide_lease

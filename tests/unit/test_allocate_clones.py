@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from flanneld_py.addresses import IPAddress, PerFamily
 from flanneld_py.core.allocate import find_own

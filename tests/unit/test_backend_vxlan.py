@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from flanneld_py.addresses import Family, PerFamily
 from flanneld_py.errors import ConfigError

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address, ip_network
 from random import Random
@@ -11,6 +10,7 @@ from random import Random
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from flanneld_py.addresses import Family, IPNetwork, PerFamily
 from flanneld_py.backends import BACKENDS

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from flanneld_py.addresses import PerFamily
 from flanneld_py.daemon.dataplane import DataPlaneWatch

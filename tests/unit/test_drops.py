@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Literal
 
 import pytest
+from msgspec.structs import replace
 
 from flanneld_py.core.drops import Flow, find_drops
 from flanneld_py.packetfilter import Chain, ChainKey, Mark, Match, Rule, Verdict

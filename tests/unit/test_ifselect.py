@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from flanneld_py.addresses import Family, IPAddress, PerFamily
 from flanneld_py.core.ifselect import in_use_first, pattern_of, select

@@ -14,15 +14,16 @@ ROOT = Path(__file__).parents[2] / PACKAGE
 MOST_LINES = 450
 MOST_FUNCTION_LINES = 60
 
-VALUES = {"", "addresses", "model", "errors", "datapath", "packetfilter"}
+VALUES = {"", "addresses", "model", "errors", "datapath", "packetfilter", "values"}
 """`` is flanneld_py itself, which holds the version."""
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),
     "errors": set(),
     "addresses": set(),
-    "packetfilter": {"addresses"},
+    "values": set(),
+    "packetfilter": {"addresses", "values"},
     "datapath": {"addresses"},
-    "model": {"addresses", "datapath", "packetfilter"},
+    "model": {"addresses", "datapath", "packetfilter", "values"},
     "core": VALUES | {"core"},
     "backends": VALUES | {"core", "backends"},
     "drivers": VALUES | {"core"},

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from random import Random
 
 import pytest
+from msgspec.structs import replace
 
 from flanneld_py.addresses import PerFamily
 from flanneld_py.core.leasepolicy import LeasePolicy

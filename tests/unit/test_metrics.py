@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from prometheus_client.samples import Sample
@@ -31,7 +31,8 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 def inbox_with(levels: Levels) -> Inbox:
     inbox = Inbox()
-    inbox.offer(**{name: getattr(levels, name) for name in Levels.__slots__ if name != "kernel_changes"})
+    known = set(Levels.__struct_fields__) - {"kernel_changes"}
+    inbox.offer(**{name: getattr(levels, name) for name in known})
     return inbox
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from flanneld_py.core.admit import Peers
 from flanneld_py.daemon.inbox import Problem

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_interface, ip_network
 from typing import Any
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from flanneld_py.addresses import IPNetwork, PerFamily, Subnets
 from flanneld_py.core.describe import NOUNS, describe
@@ -280,7 +280,7 @@ AGAIN = ("links", "sysctls", "offloads", "addrs", "fdb", "neighs", "nexthops", "
 
 @pytest.mark.parametrize("change", [{"vni": 2}, {"port": 4789}, {"local": ip_address("2001:db8::1")}])
 def test_what_the_kernel_cannot_change_is_replaced_when_the_new_one_stands(change: dict[str, object]) -> None:
-    want = overlay(link=replace(LINK, **change))  # type: ignore[arg-type]
+    want = overlay(link=replace(LINK, **change))
     assert steps(want, overlay()) == [f"set {table}" for table in AGAIN]
 
 
@@ -301,7 +301,7 @@ def test_what_cannot_stand_beside_the_new_one_goes_first() -> None:
     ],
 )
 def test_what_the_kernel_can_change_is_changed_in_place(change: dict[str, object]) -> None:
-    want = overlay(link=replace(LINK, **change))  # type: ignore[arg-type]
+    want = overlay(link=replace(LINK, **change))
     assert plan(want, overlay()) == [Op("set", "links", "flannel.1", want.links["flannel.1"])]
 
 

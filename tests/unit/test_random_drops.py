@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import IPv4Network, ip_network
 from itertools import product
 from typing import TYPE_CHECKING
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from flanneld_py.core.drops import Flow, find_drops
 from flanneld_py.packetfilter import Chain, ChainKey, Mark, Match, Rule, Verdict

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 from ipaddress import IPv4Network, ip_interface
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from flanneld_py.addresses import PerFamily, Subnets
 from flanneld_py.core.leasedecision import Wish
@@ -178,7 +178,7 @@ class Memory:
 
     def offer(self, levels: Levels) -> None:
         self.inbox.offer(
-            **{name: getattr(levels, name) for name in Levels.__slots__ if name != "memory_problem"}
+            **{name: getattr(levels, name) for name in Levels.__struct_fields__ if name != "memory_problem"}
         )
 
     def look(self) -> Cached:

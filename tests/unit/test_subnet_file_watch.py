@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from flanneld_py.daemon.inbox import Inbox, Report
 from flanneld_py.daemon.subnetfile import SubnetFileWatch

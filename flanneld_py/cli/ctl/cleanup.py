@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from msgspec import Struct, field
+from msgspec.structs import asdict
 
 from flanneld_py.addresses import IPAddress, IPNetwork
 from flanneld_py.cli.ctl.settings import Settings, with_settings
@@ -79,8 +80,7 @@ def cleanup(settings: Settings, dry_run: bool, releases: bool, as_json: bool) ->
     return 1 if journal.failed else 0
 
 
-@dataclass(frozen=True, slots=True)
-class StandingLease:
+class StandingLease(Struct, frozen=True):
     """The lease that this host leaves behind in etcd."""
 
     key: str
@@ -94,8 +94,7 @@ class StandingLease:
         return f"{self.key} stays in etcd until {end} (for {duration(self.ttl)})"
 
 
-@dataclass(slots=True)
-class Journal:
+class Journal(Struct):
     """What was removed, told as it happens, and what not."""
 
     dry_run: bool
@@ -155,8 +154,7 @@ def _clean(settings: Settings, files: OwnFiles, journal: Journal, *, releases: b
 # --- what is ours ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Registry:
+class Registry(Struct, frozen=True):
     """What etcd says."""
 
     obstacle: str = ""

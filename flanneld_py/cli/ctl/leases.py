@@ -7,10 +7,10 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import click
+from msgspec import Struct, field
 
 from flanneld_py.addresses import FAMILIES, PerFamily, Subnets
 from flanneld_py.cli.ctl.control import ask, read_status_file
@@ -45,8 +45,7 @@ SHAPE: dict[str, Any] = {
 """What the daemon answers to `peers`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """What is made of the readable records."""
 
     by: Literal["daemon", "config", "nobody"] = "nobody"
@@ -58,8 +57,7 @@ class Verdict:
     doubtful: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Struct, frozen=True):
     """One key below `subnets/`."""
 
     key: str

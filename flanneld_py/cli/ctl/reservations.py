@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from msgspec import Struct
 
 from flanneld_py.addresses import IPAddress, IPNetwork, PerFamily, Subnets
 from flanneld_py.cli.ctl.control import ask, read_status_file
@@ -156,8 +156,7 @@ def _config(settings: Settings, listing: Listing) -> NetworkConfig:
     return parse_config(entry.value)
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(Struct, frozen=True):
     """A key below `subnets/`."""
 
     key: str

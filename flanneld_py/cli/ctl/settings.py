@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import click
+from msgspec import Struct
 
 from flanneld_py.cli.variables import ENV_FILE as ENV_FILE_VARIABLE
 from flanneld_py.cli.variables import misspelt
@@ -36,8 +37,7 @@ MOST_STRAY_LINES = 5
 """A file with more of them is no such file."""
 
 
-@dataclass(frozen=True, slots=True)
-class Flag:
+class Flag(Struct, frozen=True):
     """One option, which is also a variable of the daemon: `--etcd-prefix`, FLANNELD_ETCD_PREFIX."""
 
     name: str

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import click
+from msgspec import Struct
 
 from flanneld_py.cli.ctl.control import START, NoAnswer, ask, read_status_file
 from flanneld_py.cli.ctl.settings import Settings, with_settings
@@ -67,8 +67,7 @@ SHAPE: dict[str, Any] = {
 """What we need of a status (docs/architecture.md, "Status"); other keys came later, and may be missing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(Struct, frozen=True):
     """A status and where it is from."""
 
     status: Mapping[str, Any]

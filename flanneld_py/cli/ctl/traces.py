@@ -5,10 +5,11 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from flanneld_py.addresses import IPNetwork
 from flanneld_py.cli.ctl.control import read_status_file
@@ -22,8 +23,7 @@ from flanneld_py.drivers.files import TEMPORARY
 from flanneld_py.errors import UsageError
 
 
-@dataclass(frozen=True, slots=True)
-class Traces:
+class Traces(Struct, frozen=True):
     """The last run of the daemon of one prefix."""
 
     saved: SavedState | None

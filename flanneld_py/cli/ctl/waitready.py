@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+from msgspec import Struct
 
 from flanneld_py.cli.ctl.control import ANSWER_SECONDS, START, NoAnswer, ask, read_status_file
 from flanneld_py.cli.ctl.progress import PATIENCE
@@ -26,8 +26,7 @@ SHORTEST_ANSWER = 0.5
 """Seconds a daemon has at least to answer, however little of the timeout is left."""
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(Struct, frozen=True):
     """One look at the daemon."""
 
     status: Mapping[str, Any] | None

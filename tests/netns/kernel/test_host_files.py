@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from flanneld_py.drivers.files import HostFiles
 from flanneld_py.model import Scope, State

@@ -11,11 +11,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeAlias
 from unittest.mock import patch
+
+from msgspec.structs import replace
 
 from flanneld_py.backends import backend_of
 from flanneld_py.core.leasepolicy import LeasePolicy

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from flanneld_py.core import allocate, leaseproof, subnetchoice
 from flanneld_py.core.leaseproof import is_proven
