@@ -105,6 +105,12 @@ class Admission:
         meeting = {r.key for r in changed.values() if r is not None and self._enter(r, judge)}
         crowd = self._meetings.reach(meeting, left, self._known) if meeting or left else set()
         doubtful = crowd.union(changed)
+        if afresh:
+            self._gone = gone
+            self._decide(doubtful, crowd, judge)
+            self._sort()
+            self._peers = self._put_together()
+            return Admitted(self._peers, (), (), afresh)
         before = {key: (self._accepted[key], key in self._gone) for key in doubtful if key in self._accepted}
         self._gone = gone
         self._decide(doubtful, crowd, judge)
@@ -112,11 +118,11 @@ class Admission:
         removed = {key: was for key, was in before.items() if not _equal(was, after.get(key))}
         added = {key: now for key, now in after.items() if not _equal(now, before.get(key))}
         self._reorder(removed, added)
-        if changed or afresh:
+        if changed:
             self._peers = self._put_together()
         come = [record for key, (record, _) in added.items() if _is_other(record, removed.get(key))]
         went = [record for key, (record, _) in removed.items() if _is_other(record, added.get(key))]
-        afresh = afresh or any(map(self._meetings.shares_address, (*come, *went)))
+        afresh = any(map(self._meetings.shares_address, (*come, *went)))
         return Admitted(self._peers, tuple(come), tuple(went), afresh)
 
     def _enter(self, record: Record, judge: Judge) -> bool:
@@ -149,9 +155,7 @@ class Admission:
         self, removed: Mapping[str, tuple[Record, bool]], added: Mapping[str, tuple[Record, bool]]
     ) -> None:
         if len(removed) + len(added) > FEW:
-            in_order = sorted((_age(r, gone=key in self._gone), r) for key, r in self._accepted.items())
-            self._order = [age for age, _ in in_order]
-            self._in_order = [record for _, record in in_order]
+            self._sort()
             return
         for record, gone in removed.values():
             place = bisect_left(self._order, _age(record, gone=gone))
@@ -161,6 +165,13 @@ class Admission:
             place = bisect_left(self._order, age)
             self._order.insert(place, age)
             self._in_order.insert(place, record)
+
+    def _sort(self) -> None:
+        """All of the accepted."""
+        gone = self._gone
+        ages = {(key in gone, record.create_revision, key): record for key, record in self._accepted.items()}
+        self._order = sorted(ages)
+        self._in_order = [ages[age] for age in self._order]
 
     def _put_together(self) -> Peers:
         hopeless = {key: reason for key, reason in self._hopeless.items() if key not in self._gone}

@@ -182,9 +182,10 @@ class _Here(Struct, frozen=True):
     """The Network of each family in use."""
     backend_type: str
     whose: str = "the config's"
+    others: Mapping[IPAddress, str] = field(default_factory=dict)
+    """What no peer can have as its public address → whose it is: the host's, or everybody's (RFC 919)."""
     addresses: frozenset[IPAddress] = frozenset()
-    broadcasts: Mapping[IPAddress, IPNetwork] = field(default_factory=dict)
-    """Of the host's networks: what is sent there would go to everybody (RFC 919)."""
+    """The host's."""
 
 
 def _here(own: Record | None, config: NetworkConfig, host: Host | None, backend_type: str) -> _Here:
@@ -198,7 +199,10 @@ def _here(own: Record | None, config: NetworkConfig, host: Host | None, backend_
     nets = [net for net in host.local_networks if net.version == 4 and net.prefixlen < 31]
     # Not what a flag wants to be published, should another host hold that yet.
     addresses = host.local_addresses.union(own.public_ips.values() if own is not None else ())
-    return _Here(scopes, backend_type, "this host's", addresses, {net.broadcast_address: net for net in nets})
+    others: dict[IPAddress, str] = dict.fromkeys(addresses, "this host's own")
+    for net in nets:
+        others.setdefault(net.broadcast_address, f"the broadcast address of {net}")
+    return _Here(scopes, backend_type, "this host's", others, addresses)
 
 
 def _unusable(record: Record, here: _Here) -> str | None:
@@ -221,10 +225,8 @@ def _unfit(record: Record, here: _Here) -> str | None:
     """Why this host cannot have it as a peer."""
     for family in here.scopes:
         public = record.public_ips.get(family)
-        if public in here.addresses:
-            return f"public address {public} is this host's own"
-        if public is not None and public in here.broadcasts:
-            return f"public address {public} is the broadcast address of {here.broadcasts[public]}"
+        if public is not None and public in here.others:
+            return f"public address {public} is {here.others[public]}"
     if record.backend_type != here.backend_type and (record.backend_type, here.backend_type) != ("udp", ""):
         # flannel's udp writes no type, and takes records of any.
         whose = f"{here.whose} is {here.backend_type or 'udp or alloc'}"

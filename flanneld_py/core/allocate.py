@@ -27,6 +27,7 @@ from flanneld_py.core.leaseproof import is_left, is_migrating, is_ours, is_prove
 from flanneld_py.core.records import age, encode, parse_key, said_since
 from flanneld_py.core.reservation import is_vacant
 from flanneld_py.core.subnetchoice import (
+    Around,
     claim,
     fitting,
     is_compatible,
@@ -156,7 +157,7 @@ def _is_outlived(own: Record, held: Record, config: NetworkConfig, snapshot: Sna
         own.etcd_lease != 0
         and held.key not in snapshot.records
         and is_compatible(replace(held, etcd_lease=own.etcd_lease), config)
-        and not any(overlap(held.subnets, other) for other in taken_besides(own, snapshot, config))
+        and not any(map(Around(held.subnets).meets, taken_besides(own, snapshot, config)))
     )
 
 
@@ -246,12 +247,13 @@ def _older_overlap(
     own, keys = ours[0], {record.key for record in ours}
     held, written = wish.held, wish.written
     is_claim = written is not None and written.key == own.key and (held is None or held.key != own.key)
+    around = Around(own.subnets)
     in_the_way = (
         record
         for record in snapshot.records.values()
         if record.key not in keys
         and (record.create_revision if is_claim else said_since(record)) < own.create_revision
-        and overlap(own.subnets, record.subnets)
+        and around.meets(record.subnets)
         and may_be_leased(record.subnets, config)
     )
     return min(in_the_way, key=age, default=None)
@@ -280,10 +282,11 @@ def _decide_lost(
 
     None: nobody has, or another subnet is to be claimed, or it is more than the subnet that is disputed.
     """
+    around = Around(held.subnets)
     holders = (
         record
         for record in snapshot.records.values()
-        if overlap(record.subnets, held.subnets)
+        if around.meets(record.subnets)
         and may_be_leased(record.subnets, config)
         and not (names_us(record, wish) and is_migrating(record, wish))
     )
@@ -317,8 +320,9 @@ def _garbled(config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish) 
         return None
     wanted = replace(wish.record(parse_key(key), host.node_id), etcd_lease=lease)
     complete = all(wish.public_ips.get(family) is not None for family, _ in wanted.subnets.items())
+    around = Around(wanted.subnets)
     disputed = any(
-        overlap(record.subnets, wanted.subnets) and may_be_leased(record.subnets, config)
+        around.meets(record.subnets) and may_be_leased(record.subnets, config)
         for record in snapshot.records.values()
     )
     return Restore(wanted) if complete and not disputed else None

@@ -33,12 +33,13 @@ def count_free(allowed: SubnetRange, taken: Iterable[IPNetwork]) -> int:
 
 def _gaps(allowed: SubnetRange, taken: Iterable[IPNetwork]) -> Iterator[tuple[int, int]]:
     """Runs of free subnets, as first and last index from subnet_min."""
-    shift = allowed.network.max_prefixlen - allowed.subnet_len
+    version, bits = allowed.network.version, allowed.network.max_prefixlen
+    shift = bits - allowed.subnet_len
     origin = int(allowed.subnet_min) >> shift
     used = sorted(
-        ((base >> shift) - origin, (base + (1 << net.max_prefixlen - net.prefixlen) - 1 >> shift) - origin)
+        ((base >> shift) - origin, (base + (1 << bits - net.prefixlen) - 1 >> shift) - origin)
         for net in taken
-        if net.version == allowed.network.version
+        if net.version == version
         for base in (int(net.network_address),)
     )
     total = count_subnets(allowed)

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from msgspec.structs import replace
 
-from flanneld_py.addresses import FAMILIES, Family, IPNetwork, PerFamily, Subnets
+from flanneld_py.addresses import Family, IPNetwork, PerFamily, Subnets
 from flanneld_py.core.freesubnets import count_subnets, random_free
 from flanneld_py.core.leasedecision import Claim, Wait, Wish
 from flanneld_py.core.records import parse_key
@@ -47,23 +47,42 @@ def _in_range(subnet: IPNetwork, allowed: SubnetRange) -> bool:
 
 
 def overlap(one: Subnets, other: Subnets) -> bool:
-    for family in FAMILIES:
-        ours, theirs = one.get(family), other.get(family)
-        if ours is None or theirs is None:
-            continue
-        spare = ours.max_prefixlen - min(ours.prefixlen, theirs.prefixlen)
-        if (int(ours.network_address) ^ int(theirs.network_address)) >> spare == 0:
-            return True
-    return False
+    return Around(one).meets(other)
+
+
+class Around:
+    """Tells which of many overlap some subnets."""
+
+    def __init__(self, subnets: Subnets) -> None:
+        self._v4 = _span(subnets.v4)
+        self._v6 = _span(subnets.v6)
+
+    def meets(self, other: Subnets) -> bool:
+        v4, v6 = other.v4, other.v6
+        return (v4 is not None and _lies_across(v4, self._v4)) or (
+            v6 is not None and _lies_across(v6, self._v6)
+        )
+
+
+def _span(subnet: IPNetwork | None) -> tuple[int, int]:
+    """First and last address; of nothing an empty span."""
+    if subnet is None:
+        return 0, -1
+    return int(subnet.network_address), int(subnet.broadcast_address)
+
+
+def _lies_across(subnet: IPNetwork, span: tuple[int, int]) -> bool:
+    base, (first, last) = int(subnet.network_address), span
+    # Half of them are done with one comparison; to ask for the length of one costs more.
+    return base <= last and (base >= first or base + (1 << subnet.max_prefixlen - subnet.prefixlen) > first)
 
 
 def may_be_leased(subnets: Subnets, config: NetworkConfig) -> bool:
     """Whether they can have come from the Network at all; what cannot keeps nobody out."""
-    for family in FAMILIES:
-        subnet, allowed = subnets.get(family), config.ranges.get(family)
-        if subnet is not None and allowed is not None and leasable(subnet, allowed.network):
-            return True
-    return False
+    v4, v6 = config.ranges.v4, config.ranges.v6
+    return (v4 is not None and subnets.v4 is not None and leasable(subnets.v4, v4.network)) or (
+        v6 is not None and subnets.v6 is not None and leasable(subnets.v6, v6.network)
+    )
 
 
 def taken_subnets(snapshot: Snapshot, config: NetworkConfig) -> list[Subnets]:
@@ -87,7 +106,7 @@ def previous_subnets(config: NetworkConfig, taken: Sequence[Subnets], wish: Wish
         {
             family: net
             for family, net in fitting(subnets, config).items()
-            if not any(overlap(per_family({family: net}), other) for other in taken)
+            if not any(map(Around(per_family({family: net})).meets, taken))
         }
         for subnets in wish.previous
     ]

@@ -13,11 +13,7 @@ def leasable(subnet: IPNetwork, network: IPNetwork) -> bool:
 
     Anybody may write a key for half of the Network; it must not keep the others out.
     """
-    return (
-        subnet.version == network.version
-        and subnet.prefixlen >= network.prefixlen + FEWEST_BITS
-        and subnet.network_address in network
-    )
+    return subnet.prefixlen >= network.prefixlen + FEWEST_BITS and subnet.network_address in network
 
 
 def inside(address: IPAddress, network: IPNetwork) -> bool:

@@ -123,10 +123,11 @@ def _held(ground: Ground) -> Record | None:
 
 def _macs_of_others(snapshot: Snapshot, own: Record | None) -> frozenset[str]:
     """VTEP MACs that somebody published before us."""
+    since = said_since(own) if own is not None else 0
     return frozenset(
         mac
         for record in snapshot.records.values()
-        if own is None or (record.key != own.key and said_since(record) < said_since(own))
+        if own is None or (record.key != own.key and said_since(record) < since)
         for mac in record.vtep_macs.values()
     )
 

@@ -268,6 +268,8 @@ class LeaseKeeper:
         self._last = self._last.then(record, ground.host.external.mac)
         self._silent = {}
         self._offer(LeaseState("held", own).renewed(self._renewed_at))
+        # What was decided about all records need not be decided once more about ours alone.
+        self._decided_on = (ground.network, ground.host, record)
         self._file.save(record, ground, self._puts.due)
         if held is None or held.record.key != record.key:
             self._log.info("lease_held", key=record.key, ttl=own.ttl)

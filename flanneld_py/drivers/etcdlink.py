@@ -92,8 +92,8 @@ def _channel_options(connect_seconds: float) -> list[tuple[str, int]]:
         ("grpc.http2.ping_timeout_ms", 3000),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.keepalive_permit_without_calls", 0),
-        # Each answer would else be measured by a ping, a third of what an idle connection costs. The window that
-        # these pings would let grow is as large as it may get from the beginning.
+        # Each answer would else be measured by a ping, a third of what an idle connection costs. The window
+        # that these pings let grow is large from the beginning.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
         # By its name a pause, it is the time allowed for connecting.

@@ -10,10 +10,13 @@ import errno
 import socket
 import struct
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from flanneld_py.addresses import Family, IPAddress, IPNetwork
 from flanneld_py.drivers.netlink import (
+    ATTRIBUTE,
+    HEADER,
     NLA_F_NESTED,
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -103,12 +106,13 @@ NHA_ID, NHA_OIF, NHA_GATEWAY = 1, 5, 6
 
 CREATE_REPLACE = NLM_F_CREATE | NLM_F_REPLACE
 
+# What is before and between the addresses of a message, of which most are for one device, is packed once.
+_LLADDR = ATTRIBUTE.pack(10, NDA_LLADDR)
+_PADDING = bytes(2)
+"""After a MAC."""
+_ROUTE4_NEXTHOP, _ROUTE4_OIF = ATTRIBUTE.pack(8, RTA_NH_ID), ATTRIBUTE.pack(8, RTA_OIF)
+
 # Whole messages. Header (IHHII), then the body as above, then attributes (HH and payload, padded).
-_NEIGHBOUR: dict[int, struct.Struct] = {
-    4: struct.Struct("=IHHII BxxxiHBB HH4s HH6sxx"),
-    6: struct.Struct("=IHHII BxxxiHBB HH16s HH6sxx"),
-}
-_ROUTE4 = struct.Struct("=IHHII BBBBBBBBI HH4s HHI")
 _ROUTE6 = struct.Struct("=IHHII BBBBBBBBI HH16s HHI HH16s HHHHI")
 _DIRECT_ROUTE6 = struct.Struct("=IHHII BBBBBBBBI HH16s HHI HHHHI")
 _BLACKHOLE: dict[int, struct.Struct] = {
@@ -117,10 +121,6 @@ _BLACKHOLE: dict[int, struct.Struct] = {
 }
 _MARK = (12, RTA_METRICS | NLA_F_NESTED, 8, RTAX_LOCK)
 """Before the value of a mark."""
-_NEXTHOP: dict[int, struct.Struct] = {
-    4: struct.Struct("=IHHII BBBxI HHI HHI HH4s"),
-    6: struct.Struct("=IHHII BBBxI HHI HHI HH16s"),
-}
 _SET_FLAGS = NLM_F_REQUEST | CREATE_REPLACE
 _NEW_FLAGS = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL
 
@@ -181,15 +181,23 @@ LINKS_OF_KIND: dict[str, bytes] = {
 """Kind of an overlay's device → the same for devices of that kind."""
 
 
+@lru_cache(maxsize=64)
+def _neighbour_head(size: int, family: int, index: int, flags: int, kind: int) -> bytes:
+    """All before the destination, of `size` bytes, of a permanent entry that is set."""
+    return (
+        HEADER.pack(44 + size, RTM_NEWNEIGH, _SET_FLAGS, 0, 0)
+        + NDMSG.pack(family, index, NUD_PERMANENT, flags, kind)
+        + ATTRIBUTE.pack(4 + size, NDA_DST)
+    )
+
+
 def set_neighbour(index: int, destination: IPAddress, mac: str) -> bytes:
     """A permanent neighbour entry, in the place of any other for that address."""
     packed = destination.packed
     size = len(packed)
-    return _NEIGHBOUR[destination.version].pack(
-        44 + size, RTM_NEWNEIGH, _SET_FLAGS, 0, 0,
-        socket.AF_INET if size == 4 else socket.AF_INET6, index, NUD_PERMANENT, 0, RTN_UNICAST,
-        4 + size, NDA_DST, packed, 10, NDA_LLADDR, mac_bytes(mac),
-    )  # fmt: skip
+    family = socket.AF_INET if size == 4 else socket.AF_INET6
+    head = _neighbour_head(size, family, index, 0, RTN_UNICAST)
+    return head + packed + _LLADDR + mac_bytes(mac) + _PADDING
 
 
 def delete_neighbour(index: int, destination: IPAddress) -> bytes:
@@ -200,11 +208,13 @@ def delete_neighbour(index: int, destination: IPAddress) -> bytes:
 def set_fdb(index: int, mac: str, destination: IPAddress) -> bytes:
     """A permanent FDB entry of a vxlan device; an entry with another destination is moved to this one."""
     packed = destination.packed
-    size = len(packed)
-    return _NEIGHBOUR[destination.version].pack(
-        44 + size, RTM_NEWNEIGH, _SET_FLAGS, 0, 0, AF_BRIDGE, index, NUD_PERMANENT, NTF_SELF, 0,
-        4 + size, NDA_DST, packed, 10, NDA_LLADDR, mac_bytes(mac),
-    )  # fmt: skip
+    return (
+        _neighbour_head(len(packed), AF_BRIDGE, index, NTF_SELF, 0)
+        + packed
+        + _LLADDR
+        + mac_bytes(mac)
+        + _PADDING
+    )
 
 
 def delete_fdb(index: int, mac: str) -> bytes:
@@ -216,12 +226,20 @@ def delete_fdb(index: int, mac: str) -> bytes:
 def set_nexthop(number: int, protocol: int, index: int, via: IPAddress, *, onlink: bool, new: bool) -> bytes:
     """A nexthop object; `new`: refuse if the id is taken, else put this in its place."""
     packed = via.packed
-    size = len(packed)
-    return _NEXTHOP[via.version].pack(
-        44 + size, RTM_NEWNEXTHOP, _NEW_FLAGS if new else _SET_FLAGS, 0, 0,
-        AF[via.version], 0, protocol, RTNH_F_ONLINK if onlink else 0,
-        8, NHA_ID, number, 8, NHA_OIF, index, 4 + size, NHA_GATEWAY, packed,
-    )  # fmt: skip
+    head, middle = _nexthop_parts(len(packed), protocol, index, onlink, new)
+    return head + U32.pack(number) + middle + packed
+
+
+@lru_cache(maxsize=64)
+def _nexthop_parts(size: int, protocol: int, index: int, onlink: bool, new: bool) -> tuple[bytes, bytes]:
+    """What is before the number and what is before the gateway, of `size` bytes."""
+    family = socket.AF_INET if size == 4 else socket.AF_INET6
+    head = (
+        HEADER.pack(44 + size, RTM_NEWNEXTHOP, _NEW_FLAGS if new else _SET_FLAGS, 0, 0)
+        + NHMSG.pack(family, 0, protocol, RTNH_F_ONLINK if onlink else 0)
+        + ATTRIBUTE.pack(8, NHA_ID)
+    )
+    return head, ATTRIBUTE.pack(8, NHA_OIF) + U32.pack(index) + ATTRIBUTE.pack(4 + size, NHA_GATEWAY)
 
 
 def delete_nexthop(number: int) -> bytes:
@@ -230,22 +248,24 @@ def delete_nexthop(number: int) -> bytes:
 
 def set_route4(destination: IPNetwork, protocol: int, nexthop: int, *, new: bool) -> bytes:
     """An IPv4 route through a nexthop object; `new`: refuse if one with metric 0 stands, else replace it."""
-    return _ROUTE4.pack(
-        44, RTM_NEWROUTE, _NEW_FLAGS if new else _SET_FLAGS, 0, 0,
-        socket.AF_INET, destination.prefixlen, 0, 0,
-        RT_TABLE_MAIN, protocol, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0,
-        8, RTA_DST, destination.network_address.packed, 8, RTA_NH_ID, nexthop,
-    )  # fmt: skip
+    head = _route4_head(destination.prefixlen, protocol, new)
+    return head + destination.network_address.packed + _ROUTE4_NEXTHOP + U32.pack(nexthop)
+
+
+@lru_cache(maxsize=64)
+def _route4_head(length: int, protocol: int, new: bool) -> bytes:
+    """All before the destination of a route with two attributes of 8 bytes."""
+    return (
+        HEADER.pack(44, RTM_NEWROUTE, _NEW_FLAGS if new else _SET_FLAGS, 0, 0)
+        + RTMSG.pack(socket.AF_INET, length, 0, 0, RT_TABLE_MAIN, protocol, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0)
+        + ATTRIBUTE.pack(8, RTA_DST)
+    )
 
 
 def set_direct_route4(destination: IPNetwork, protocol: int, index: int, *, new: bool) -> bytes:
     """An IPv4 route to a device, without a gateway or nexthop object; `new` as before."""
-    return _ROUTE4.pack(
-        44, RTM_NEWROUTE, _NEW_FLAGS if new else _SET_FLAGS, 0, 0,
-        socket.AF_INET, destination.prefixlen, 0, 0,
-        RT_TABLE_MAIN, protocol, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0,
-        8, RTA_DST, destination.network_address.packed, 8, RTA_OIF, index,
-    )  # fmt: skip
+    head = _route4_head(destination.prefixlen, protocol, new)
+    return head + destination.network_address.packed + _ROUTE4_OIF + U32.pack(index)
 
 
 def set_direct_route6(destination: IPNetwork, protocol: int, index: int, mark: int, *, new: bool) -> bytes:

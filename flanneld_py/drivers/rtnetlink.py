@@ -169,7 +169,7 @@ class RtnetlinkTables:
         if not errors and not self._odd_fdb and all(op.table in ("fdb", "neighs") for op in ops):
             return
         for place, op in enumerate(ops):
-            succeeded = place not in errors
+            succeeded = not errors or place not in errors
             if op.table == "nexthops":
                 if succeeded == (op.verb == "del"):
                     self._known_ids.difference_update(self._nexthops.pop(op.key, ()))
@@ -197,7 +197,8 @@ class RtnetlinkTables:
         dev, mac = op.key
         index = self._index(dev)
         wanted = rt.set_fdb(index, mac, op.value)
-        return [rt.delete_fdb(index, mac), wanted] if op.key in self._odd_fdb else [wanted]
+        odd = self._odd_fdb and op.key in self._odd_fdb
+        return [rt.delete_fdb(index, mac), wanted] if odd else [wanted]
 
     def _delete_fdb(self, op: Op) -> list[bytes]:
         dev, mac = op.key
@@ -216,10 +217,10 @@ class RtnetlinkTables:
         if hop.via is None:
             raise ValueError(f"a nexthop object on {hop.dev} has no gateway")
         index = self._index(hop.dev)
-        numbers = self._nexthops.get(hop)
-        new = numbers is None
-        if numbers is None:
-            numbers = self._nexthops[hop] = [self._free_id()]
+        numbers = self._nexthops.setdefault(hop, [])
+        new = not numbers
+        if new:
+            numbers.append(self._free_id())
         # The kernel may have flushed a known one with its device: then this makes it again.
         return [rt.set_nexthop(numbers[0], NEXTHOP_PROTOCOL, index, hop.via, onlink=hop.onlink, new=new)]
 
@@ -239,12 +240,12 @@ class RtnetlinkTables:
         (dev, via, onlink), protocol = op.value
         if self._beside and op.key in self._beside:  # to hash a network takes a microsecond
             raise ValueError(conflict(op, self._beside[op.key]))
-        new = op.key not in self._held
+        new = not self._held or op.key not in self._held
         if via is None:
             wanted = self._direct_route(op.key, protocol, self._index(dev), new=new)
         elif op.key.version == 4:
             numbers = self._nexthops.get(op.value.nexthop)
-            if numbers is None:
+            if not numbers:
                 raise UnknownReferent(f"nexthop {via} on device {dev} does not exist")
             wanted = rt.set_route4(op.key, protocol, numbers[0], new=new)
         else:
@@ -254,9 +255,11 @@ class RtnetlinkTables:
 
     def _in_the_way(self, destination: IPNetwork, dev: str) -> list[RouteMark]:
         """What must go before a route through this device; else the kernel replaces ours, of any protocol."""
-        marks = self._marks.get(destination) if self._marks else None
+        if not (self._marks or self._devices6 or self._usurpers):
+            return []
+        marks = self._marks.get(destination)
         usual = USUAL_MARK[destination.version]
-        elsewhere = self._devices6 and self._devices6.get(destination, dev) != dev
+        elsewhere = self._devices6.get(destination, dev) != dev
         if elsewhere or (marks and [mark[1:] for mark in marks] != [usual[1:]]):
             return marks or [usual]
         usurper = self._usurpers.get(destination) if destination.version == 6 else None
