@@ -33,7 +33,7 @@ class SubnetRange(Struct, frozen=True):
 class NetworkConfig(PartlyCompared, frozen=True):
     """`P/config`, checked and with its defaults filled in."""
 
-    uncompared = 2
+    compared = 5
 
     ranges: PerFamily[SubnetRange]
     backend_type: str
@@ -110,7 +110,7 @@ class Changes(Struct, frozen=True):
 class Record(PartlyCompared, frozen=True):
     """A lease's value with its key: who holds which subnet and how to reach it."""
 
-    uncompared = 1
+    compared = 10
 
     key: str
     """Last part of the etcd key: `10.5.34.0-24`."""
@@ -135,7 +135,7 @@ class Record(PartlyCompared, frozen=True):
 class Snapshot(PartlyCompared, frozen=True):
     """All records at one revision. Immutable; replaced as a whole."""
 
-    uncompared = 2
+    compared = 5
 
     revision: int
     cluster_id: int
@@ -208,7 +208,7 @@ class HostFacts(Struct, frozen=True):
 class External(PartlyCompared, frozen=True):
     """The interface that carries the overlay's packets."""
 
-    uncompared = 1
+    compared = 5
 
     name: str
     mtu: int

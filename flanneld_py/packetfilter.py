@@ -60,7 +60,7 @@ class Verdict(Struct, frozen=True):
 class Rule(PartlyCompared, frozen=True):
     """One rule of a chain; its matches all hold for a packet it decides on."""
 
-    uncompared = 2
+    compared = 4
 
     matches: tuple[Match, ...]
     verdict: Verdict

@@ -11,17 +11,14 @@ from msgspec.structs import astuple
 class PartlyCompared(Struct, frozen=True):
     """A Struct with fields that do not count when two are compared."""
 
-    uncompared: ClassVar[int]
-    """How many they are. They come last."""
+    compared: ClassVar[int]
+    """How many do count. They come first."""
 
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
             return NotImplemented
-        return self is other or self._compared == other._compared
+        count = self.compared
+        return self is other or astuple(self)[:count] == astuple(other)[:count]
 
     def __hash__(self) -> int:
-        return hash(self._compared)
-
-    @property
-    def _compared(self) -> tuple[object, ...]:
-        return astuple(self)[: len(self.__struct_fields__) - self.uncompared]
+        return hash(astuple(self)[: self.compared])

@@ -17,6 +17,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from flanneld_py.core.layered import flat
 from flanneld_py.datapath import TunLink
 from flanneld_py.model import (
     Link,
@@ -137,7 +138,7 @@ def apply_all(state: State, ops: Collection[Op]) -> State:
                 continue
         table = tables.get(op.table)
         if table is None:
-            table = tables[op.table] = dict(state.table(op.table))
+            table = tables[op.table] = {**flat(state.table(op.table))}
         if op.verb == "set":
             table[op.key] = op.value
         else:

@@ -9,6 +9,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from flanneld_py.core.admission import Admission, Admitted
+from flanneld_py.core.layered import changed
 from flanneld_py.daemon.target import (
     Difference,
     Inputs,
@@ -79,7 +80,7 @@ class Aim:
             touched = (*leaving, *coming)
             want[table], have[table] = coming, {key: before[key] for key in touched if key in before}
             if leaving or coming:
-                tables[table] = _changed(before, leaving, coming)
+                tables[table] = changed(before, leaving, coming)
         state = replace(old, **tables) if tables else old
         self._devices -= Counter(_leading_to(have["routes"].values()))
         self._devices += Counter(_leading_to(want["routes"].values()))
@@ -102,14 +103,6 @@ def _alike(inputs: Inputs, last: Inputs | None) -> bool:
 def _rows(inputs: Inputs, peers: Collection[Record], settings: Settings) -> Rows:
     state = desired_state(inputs, settings, tuple(peers))
     return {table: state.table(table) for table in OF_PEERS}
-
-
-def _changed(before: Mapping[Any, Any], leaving: Iterable[Any], coming: Mapping[Any, Any]) -> dict[Any, Any]:
-    table = dict(before)
-    for key in leaving:
-        del table[key]
-    table.update(coming)
-    return table
 
 
 def _leading_to(routes: Iterable[Route]) -> Iterable[str]:

@@ -46,7 +46,7 @@ def utc_text(seconds: float) -> str:
 class Problem(PartlyCompared, frozen=True):
     """Something an operator should know, with what to do about it."""
 
-    uncompared = 1
+    compared = 3
 
     code: str
     reason: str
@@ -57,7 +57,7 @@ class Problem(PartlyCompared, frozen=True):
 class Network(PartlyCompared, frozen=True):
     """The config in force and the backend made from it."""
 
-    uncompared = 1
+    compared = 3
 
     config: NetworkConfig
     backend: Backend
@@ -68,7 +68,7 @@ class Network(PartlyCompared, frozen=True):
 
 
 class RegistryState(PartlyCompared, frozen=True):
-    uncompared = 2
+    compared = 3
 
     state: Literal["connecting", "in sync", "unreachable", "refused"] = "connecting"
     endpoint: str | None = None

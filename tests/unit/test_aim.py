@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from msgspec.structs import replace
 
 from flanneld_py.addresses import Family
 from flanneld_py.backends import BACKENDS, backend_of
+from flanneld_py.core import layered
 from flanneld_py.core.admit import admit
 from flanneld_py.core.plan import apply_all, plan
 from flanneld_py.daemon.aim import Aim
@@ -40,7 +43,15 @@ def made_anew(given_: Inputs) -> Target:
     return target_for(given_, SETTINGS, admit(given_.snapshot, record, config, given_.host, kind))
 
 
+@pytest.fixture(params=[0, layered.SMALL], ids=["shared", "copied"])
+def _tables(request: pytest.FixtureRequest) -> Iterator[None]:
+    """As tables of thousands are changed, and as small ones are."""
+    with patch.object(layered, "SMALL", request.param):
+        yield
+
+
 @every_backend
+@pytest.mark.usefixtures("_tables")
 @thorough
 @given(st.data())
 def test_the_same_as_made_anew(name: str, data: st.DataObject) -> None:
