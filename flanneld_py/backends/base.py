@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct, field
-from msgspec.structs import fields
+from msgspec.structs import asdict
 
 from flanneld_py.addresses import IPAddress, PerFamily
 from flanneld_py.core.configkeys import Key
@@ -57,11 +57,8 @@ def options_of(backend: Backend) -> dict[str, Any]:
     """Its options by field name, defaults filled in."""
     if not isinstance(backend, Struct):
         return {}
-    return {
-        option.name: getattr(backend, option.name)
-        for option in fields(backend)
-        if option.name not in ("families", "networks")
-    }
+    options = asdict(backend)
+    return {name: value for name, value in options.items() if name not in ("families", "networks")}
 
 
 def direct_route(host: Host, public: IPAddress) -> Route:

@@ -29,6 +29,19 @@ def desired(
         subnet_file: path and text of subnet.env.
         blackhole: whether packets to addresses of our own subnet that no pod has end here.
     """
+    state = rows_of(backend, own, peers, host)
+    blackholes = dict.fromkeys(own.subnets.values() if blackhole else (), True)
+    path, text = subnet_file
+    return replace(state, blackholes=blackholes, files={path: text})
+
+
+def rows_of(
+    backend: Callable[[Record, Sequence[Record], Host], State],
+    own: Record,
+    peers: Sequence[Record],
+    host: Host,
+) -> State:
+    """The same without what has nothing to do with peers."""
     state = backend(own, peers, host)
     # An IPv6 route carries its gateway inline; only IPv4's fib_info hash needs nexthop objects.
     nexthops = {
@@ -36,9 +49,7 @@ def desired(
         for subnet, route in state.routes.items()
         if subnet.version == 4 and route.nexthop.via is not None
     }
-    blackholes = dict.fromkeys(own.subnets.values() if blackhole else (), True)
-    path, text = subnet_file
-    return replace(state, nexthops=nexthops, blackholes=blackholes, files={path: text})
+    return replace(state, nexthops=nexthops)
 
 
 def subnet_env(config: NetworkConfig, own: Record, mtu: int, *, ipmasq: bool) -> str:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from msgspec.structs import replace
 
 from flanneld_py.core.admission import Admission, Admitted
+from flanneld_py.core.desired import rows_of
 from flanneld_py.core.layered import changed
 from flanneld_py.daemon.target import (
     Difference,
     Inputs,
     Settings,
     Target,
-    desired_state,
     scope_of,
     target_for,
 )
@@ -33,6 +33,8 @@ class Aim:
     def __init__(self) -> None:
         self._admission = Admission()
         self._inputs: Inputs | None = None
+        self._backend_type = ""
+        """As records of these inputs bear it."""
         self._last: Target | None = None
         self._devices: Counter[str] = Counter()
         """Of the routes: how many lead to each."""
@@ -47,28 +49,33 @@ class Aim:
         Raises:
             ConfigError, HostError: the backend cannot work on this host as configured.
         """
-        last, self._last = self._last, None
-        admitted = self._admit(inputs, departed)
-        if last is not None and not admitted.afresh and _alike(inputs, self._inputs):
+        # Forgotten until this has worked.
+        (last, self._last), (before, self._inputs) = (self._last, None), (self._inputs, None)
+        alike = _alike(inputs, before)
+        admitted = self._admit(inputs, departed, alike=alike)
+        if last is not None and alike and not admitted.afresh:
             target = self._follow(last, inputs, admitted, settings)
         else:
             target = target_for(inputs, settings, admitted.peers)
             self._devices = Counter(route.nexthop.dev for route in target.state.routes.values())
-            self._no_peers = _rows(inputs, (), settings)
+            self._no_peers = _rows(inputs, ())
         self._inputs, self._last = inputs, target._replace(differs=None)
         return target
 
-    def _admit(self, inputs: Inputs, departed: Collection[Record]) -> Admitted:
+    def _admit(self, inputs: Inputs, departed: Collection[Record], *, alike: bool) -> Admitted:
+        """`alike`: these inputs are those of the last time but for the snapshot."""
         network, host, record = inputs.network, inputs.host, inputs.own.record
-        backend_type = network.backend.published(host, record).backend_type
-        return self._admission.admit(inputs.snapshot, record, network.config, host, backend_type, departed)
+        if not alike:
+            self._backend_type = network.backend.published(host, record).backend_type
+        return self._admission.admit(
+            inputs.snapshot, record, network.config, host, self._backend_type, departed
+        )
 
     def _follow(self, last: Target, inputs: Inputs, admitted: Admitted, settings: Settings) -> Target:
         """The last target, for the peers as they are now."""
         old, no_peers = last.state, self._no_peers
         gone, come = (
-            _rows(inputs, peers, settings) if peers else no_peers
-            for peers in (admitted.removed, admitted.added)
+            _rows(inputs, peers) if peers else no_peers for peers in (admitted.removed, admitted.added)
         )
         tables: Rows = {}
         want: Rows = {}
@@ -100,8 +107,8 @@ def _alike(inputs: Inputs, last: Inputs | None) -> bool:
     )
 
 
-def _rows(inputs: Inputs, peers: Collection[Record], settings: Settings) -> Rows:
-    state = desired_state(inputs, settings, tuple(peers))
+def _rows(inputs: Inputs, peers: Sequence[Record]) -> Rows:
+    state = rows_of(inputs.network.backend.desired, inputs.own.record, peers, inputs.host)
     return {table: state.table(table) for table in OF_PEERS}
 
 

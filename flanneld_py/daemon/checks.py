@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from msgspec import Struct
-from msgspec.structs import fields
+from msgspec.structs import astuple
 
 from flanneld_py.core.describe import WAITS
 from flanneld_py.core.duration import duration
@@ -177,8 +177,7 @@ def _concerns_few_peers(report: Report) -> bool:
 def _by_problem(levels: Levels) -> Iterator[Check]:
     """The checks of FAILS_READINESS."""
     found: dict[str, Problem] = {}
-    for field in fields(levels):
-        problem = getattr(levels, field.name)
+    for problem in astuple(levels):
         if isinstance(problem, Problem) and problem.code in FAILS_READINESS:
             found.setdefault(FAILS_READINESS[problem.code], problem)
     for name in dict.fromkeys(FAILS_READINESS.values()):

@@ -92,13 +92,15 @@ class FilterWatch:
         """Until the inbox stops."""
         while not self._inbox.stopped:
             self._inbox.beat()
+            asked = boottime()
             self._ruleset.wait(self._wait)
             if self._inbox.stopped:
                 return
             begun, self._waited = boottime(), 0.0
             self._look()
             took = boottime() - begun - self._waited
-            self._inbox.pause(min(REST * took, LONGEST_REST))
+            # A look that nothing but the time has asked for has had its rest before.
+            self._inbox.pause(min(REST * took - (begun - asked), LONGEST_REST))
 
     @property
     def _wait(self) -> float:

@@ -184,8 +184,8 @@ class RegistryWatch:
             self._offer_state(RegistryState("in sync", self._registry.endpoint))
             for changes in stream:
                 self._inbox.beat()
-                self._found()
                 self._take_changes(changes)
+                self._found()
                 if self._inbox.stopped:
                     return
                 if boottime() >= relist_at:

@@ -9,11 +9,13 @@ from flanneld_py.addresses import Family
 
 SYSCTLS: Mapping[Family, str] = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 
+PATHS = {family: Path("/proc/sys", *name.split(".")) for family, name in SYSCTLS.items()}
+
 
 def is_forwarding(family: Family) -> bool | None:
     """Of the thread's own network namespace; None: it cannot be read, as without IPv6."""
     try:
-        text = Path("/proc/sys", *SYSCTLS[family].split(".")).read_text(encoding="ascii")
+        text = PATHS[family].read_text(encoding="ascii")
     except OSError:
         return None
     return text.strip() != "0"
