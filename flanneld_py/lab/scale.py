@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +20,8 @@ from flanneld_py.lab.scaleruns import JOIN_REST, Joins, Start, measure_joins, me
 from flanneld_py.lab.scalesubjects import OURS, PEER, Subject, check_program
 from flanneld_py.lab.topology import Lab
 
+PYTHON = f"Python {platform.python_version()} of {sys.base_prefix}"
+"""What runs the daemon, as it does this."""
 BACKENDS = ("vxlan", "host-gw", "udp")
 COUNTS = (100, 1_000, 5_000, 10_000, 30_000)
 FITTED_FROM = 1_000
@@ -62,6 +66,7 @@ class Measured:
         return {
             "processors": len(os.sched_getaffinity(0)),
             "others_kept_busy": self.load,
+            "python": PYTHON,
             "loop_turn_ns": self.pace,
             "wake_trip_s": self.wakes,
             "starts": {
@@ -196,7 +201,7 @@ def tables(measured: Measured) -> list[str]:
         "Burst: from the last put to the last route; renewal, idle minute: seconds of processor time.",
         f"Others kept {median(measured.load):.1f} of {len(os.sched_getaffinity(0))} processors busy "
         f"(at most {max(measured.load):.1f}).",
-        f"A turn of a loop of Python that adds took {min(measured.pace):.0f} to {max(measured.pace):.0f} ns: "
+        f"A turn of a loop that adds took {PYTHON} {min(measured.pace):.0f} to {max(measured.pace):.0f} ns: "
         "by that, machines and moments can be compared.",
         f"A byte to a process that sleeps, and back, between joins: {median(wakes) * 1e3:.2f} ms, "
         f"p99 {wakes[len(wakes) * 99 // 100] * 1e3:.1f}. A join wakes about five.",

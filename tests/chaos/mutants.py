@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from flanneld_py.cli.daemon import main as run_daemon
+from flanneld_py.core import desired
 from flanneld_py.core.leasedecision import Claim, Conflict, Wait
 from flanneld_py.core.linger import Departures
-from flanneld_py.daemon import hostwatch, leasekeeper, publisher, reconciler, registrywatch, target
+from flanneld_py.daemon import aim, hostwatch, leasekeeper, publisher, reconciler, registrywatch, target
 from flanneld_py.drivers import etcd, etcdtxn, etcdwatch
 from tests.chaos import mirror
 
@@ -143,11 +144,12 @@ def keeps_old_address() -> None:
     """A peer whose address changed is sent to where it was."""
     first: dict[str, Any] = {}
 
-    def desired(right: Any, build: Any, own: Any, peers: Any, *args: Any, **kwargs: Any) -> Any:
+    def rows_of(right: Any, build: Any, own: Any, peers: Any, host: Any) -> Any:
         kept = [replace(peer, public_ips=first.setdefault(peer.key, peer.public_ips)) for peer in peers]
-        return right(build, own, kept, *args, **kwargs)
+        return right(build, own, kept, host)
 
-    plant(target, "desired", desired)
+    for module in (desired, aim):  # of all peers, and of those that have changed
+        plant(module, "rows_of", rows_of)
 
 
 def writes_at_restart() -> None:

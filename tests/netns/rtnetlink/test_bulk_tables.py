@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flanneld_py.core.ownership import nexthop_ids
+from flanneld_py.daemon import garbage
 from flanneld_py.drivers.monitor import Monitor
 from flanneld_py.drivers.rtnetlink import RtnetlinkTables
 from flanneld_py.model import NextHop, Op, Route, Scope, State
@@ -301,6 +302,7 @@ def test_a_nexthop_of_ours_that_another_changed_is_repaired(
 
 def test_ten_thousand_peers(net: Namespace, record_property: Callable[[str, object], None]) -> None:
     agent = net.agent()
+    agent.call(garbage.begin)  # as the daemon does
     tables, deaf = agent.make(RtnetlinkTables, PREFIX), agent.make(Monitor)
     overlay = IPv4Network("10.0.0.0/10")
     subnets = [IPv4Network((int(overlay[0]) + 256 * n, 24)) for n in range(1, 10_001)]
