@@ -124,7 +124,7 @@ def test_an_interrupted_bench_leaves_nothing(number: signal.Signals, tmp_path: P
         process = subprocess.Popen(
             [sys.executable, "-m", "flanneld_py.lab", "bench", "--rounds=1", "--seconds=1"], stdout=output
         )
-        wait_for(said.read_text, 60, "the first sample", lambda text: "\n  plain routes" in text)
+        wait_for(said.read_text, 180, "the first sample", lambda text: "\n  plain routes" in text)
         made = _directories_of(process.pid)
         process.send_signal(number)
         assert process.wait(20) == 128 + number
