@@ -16,6 +16,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from flanneld_py.cli.putoff import put_off
 from flanneld_py.daemon import garbage
 from flanneld_py.daemon.fdstore import take_kept
 from flanneld_py.errors import FlanneldError, HostError
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; ends the process."""
     _mind_signals()
     garbage.begin()
+    put_off()
     sys.setswitchinterval(SWITCH)
     daemon, code = _start(argv, _resume())
     signal.setitimer(signal.ITIMER_REAL, 0)

@@ -23,7 +23,7 @@ from flanneld_py.core.leasedecision import (
     Wait,
     Wish,
 )
-from flanneld_py.core.leaseproof import is_left, is_migrating, is_ours, is_proven, may_take, names_us
+from flanneld_py.core.leaseproof import is_left, is_migrating, is_ours, is_proven, may_take, names_us, near_us
 from flanneld_py.core.records import age, encode, parse_key, said_since
 from flanneld_py.core.reservation import is_vacant
 from flanneld_py.core.subnetchoice import (
@@ -44,19 +44,20 @@ from flanneld_py.model import Host, NetworkConfig, Record, Snapshot
 
 def decide_lease(config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish, rng: Random) -> Decision:
     """What to do about our lease, given all of the registry at one revision."""
-    ours = _own_records(config, snapshot, host, wish)
+    near = near_us(snapshot, host, wish)
+    ours = _own_records(config, near, host, wish)
     for family in FAMILIES:
         if config.ranges.get(family) is not None and wish.public_ips.get(family) is None:
             return _no_address(family, ours[0] if ours else None)
-    twins = _twins(snapshot, host, wish)
     if ours:
-        return _decide_own(ours, twins, config, snapshot, host, wish, rng)
+        return _decide_own(ours, near, config, snapshot, host, wish, rng)
     lost = _decide_missing(config, snapshot, host, wish)
     if lost is not None:
         return lost
+    twins = _twins(near, host, wish)
     if twins:
         return _cloned(twins[0], host, wish)
-    namesake = _namesake(config, snapshot, host, wish)
+    namesake = _namesake(config, near, host, wish)
     if namesake is not None:
         return _decide_namesake(namesake, config, snapshot, host, wish, rng)
     taken = taken_subnets(snapshot, config)
@@ -65,10 +66,11 @@ def decide_lease(config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wi
 
 def find_own(config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish) -> Record | None:
     """The record that we hold or would take up, if any: peers know us by what it says."""
-    ours = _own_records(config, snapshot, host, wish)
+    near = near_us(snapshot, host, wish)
+    ours = _own_records(config, near, host, wish)
     if ours:
         return ours[0]
-    namesake = _namesake(config, snapshot, host, wish)
+    namesake = _namesake(config, near, host, wish)
     return namesake if namesake is not None and may_take(namesake, wish) else None
 
 
@@ -84,21 +86,21 @@ def _no_address(family: Family, own: Record | None) -> Wait:
 # --- whose record it is ---------------------------------------------------------------------------
 
 
-def _own_records(config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish) -> list[Record]:
+def _own_records(config: NetworkConfig, near: Sequence[Record], host: Host, wish: Wish) -> list[Record]:
     """Ours, the one to keep first.
 
     A reservation that waits for us counts only when there is nothing else: a host that holds a subnet keeps
     it. One that fits the config in nothing stays where it is, as it is not ours to delete.
     """
-    found = [record for record in snapshot.records.values() if is_ours(record, host, wish)]
+    found = [record for record in near if is_ours(record, host, wish)]
     found = [r for r in found if r.etcd_lease or fitting(r.subnets, config, reserved=True)]
     held = [record for record in found if not is_vacant(record, wish.backend_type)]
     return sorted(held or found, key=lambda record: (not is_compatible(record, config), *age(record)))
 
 
-def _twins(snapshot: Snapshot, host: Host, wish: Wish) -> list[Record]:
+def _twins(near: Sequence[Record], host: Host, wish: Wish) -> list[Record]:
     """Other hosts' records with our node id, oldest first."""
-    mine = (record for record in snapshot.records.values() if record.node_id == host.node_id)
+    mine = (record for record in near if record.node_id == host.node_id)
     return sorted((record for record in mine if not is_ours(record, host, wish)), key=age)
 
 
@@ -118,7 +120,7 @@ def _cloned(record: Record, host: Host, wish: Wish) -> Rename | Conflict:
 
 def _decide_own(
     ours: Sequence[Record],
-    twins: Sequence[Record],
+    near: Sequence[Record],
     config: NetworkConfig,
     snapshot: Snapshot,
     host: Host,
@@ -135,10 +137,11 @@ def _decide_own(
         return Release(surplus, f"{surplus.key} is a second lease of this host beside {first.key}")
     if not fits:
         return refit(first, config, snapshot, host, wish, rng)
-    rivals = _rivals(first, snapshot, wish)
+    rivals = _rivals(first, near, wish)
     if rivals and not _may_follow(first, rivals, host, wish):
         held = None if is_vacant(first, wish.backend_type) else first
         return replace(_address_conflict(rivals[0], wish), held=held)
+    twins = _twins(near, host, wish)
     if twins and twins[0].create_revision < first.create_revision and not wish.fixed_id:
         return _cloned(twins[0], host, wish)
     if wish.held is not None and _is_outlived(first, wish.held, config, snapshot):
@@ -199,12 +202,12 @@ def refit(
     return replace(found, held=record)
 
 
-def _rivals(own: Record, snapshot: Snapshot, wish: Wish) -> list[Record]:
+def _rivals(own: Record, near: Sequence[Record], wish: Wish) -> list[Record]:
     """Other hosts that published our address before we did, oldest first."""
     since = said_since(own) if own.public_ips == _published(own, wish) else None
     rivals = (
         record
-        for record in snapshot.records.values()
+        for record in near
         if record.node_id not in ("", own.node_id)
         and names_us(record, wish)
         and record.key not in wish.silent
@@ -343,11 +346,11 @@ def _unreadable_holder(held: Record, config: NetworkConfig, snapshot: Snapshot) 
 # --- our address in a record of another -----------------------------------------------------------
 
 
-def _namesake(config: NetworkConfig, snapshot: Snapshot, host: Host, wish: Wish) -> Record | None:
+def _namesake(config: NetworkConfig, near: Sequence[Record], host: Host, wish: Wish) -> Record | None:
     """The oldest record that names our address; one that waits for a host only if there is no other."""
     found = [
         record
-        for record in snapshot.records.values()
+        for record in near
         if names_us(record, wish)
         # A reservation for us that cannot be used keeps us from nothing.
         and (

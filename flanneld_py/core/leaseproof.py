@@ -5,7 +5,23 @@ from __future__ import annotations
 from flanneld_py.core.leasedecision import Wish
 from flanneld_py.core.records import encode
 from flanneld_py.core.reservation import is_vacant
-from flanneld_py.model import Host, Record
+from flanneld_py.model import Host, Record, Snapshot
+
+
+def near_us(snapshot: Snapshot, host: Host, wish: Wish) -> list[Record]:
+    """Records that may be ours, bear our node id or name an address of ours: a few among ten thousand."""
+    node_id, v4, v6 = host.node_id, wish.public_ips.v4, wish.public_ips.v6
+    keys = {wish.last_key, *(record.key for record in (wish.held, wish.written) if record is not None)}
+    leases = {wish.granted, wish.etcd_lease} - {0}
+    return [
+        record
+        for record in snapshot.records.values()
+        if record.node_id == node_id
+        or record.etcd_lease in leases
+        or record.key in keys
+        or (v4 is not None and record.public_ips.v4 == v4)
+        or (v6 is not None and record.public_ips.v6 == v6)
+    ]
 
 
 def is_ours(record: Record, host: Host, wish: Wish) -> bool:

@@ -9,9 +9,6 @@ from flanneld_py.daemon.inbox import Problem, boottime
 from flanneld_py.drivers.counters import read_udp_checksum_errors
 from flanneld_py.errors import KernelError
 
-EVERY = 2.0
-"""Seconds between readings."""
-
 
 class ChecksumWatch:
     """Follows the kernel's counter of wrong UDP checksums. Used by one thread only.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import is_
 
 import structlog
 
@@ -67,6 +68,8 @@ class FilterWatch:
         """Seconds of the last look in which nothing was done."""
         self._glance_due = 0.0
         self._awaits_repair = False
+        self._found_of: tuple[object, ...] = ()
+        """What was looked through last."""
         self._compared: object = None
         """Rules and Networks that were compared last."""
         self._places: frozenset[ChainKey] | None = None
@@ -186,6 +189,13 @@ class FilterWatch:
 
     def _find(self, levels: Levels) -> None:
         """Chains that are to accept our traffic, and those that drop it."""
+        basis = (
+            *(self._seen, self._target, levels.lease.own, levels.host),
+            *(levels.accept_in, levels.filter_problem),
+        )
+        if self._found_of and all(map(is_, basis, self._found_of)):
+            return
+        self._found_of = basis
         accept_in = matching(self._wish.accept_in, self._chains)
         if accept_in != levels.accept_in:
             self._inbox.offer(accept_in=accept_in)

@@ -12,6 +12,8 @@ from contextlib import suppress
 
 STARTING = 200_000
 """Objects made and not yet released until the next look, while everything that comes is to stay."""
+FOR_EACH = 100
+"""Objects that a record may need until the first pass is over: with what is planned and read back for it."""
 SETTLED = 10_000
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 """malloc.h of glibc: from what size on memory is given back by itself, and how many heaps there are.
@@ -28,6 +30,12 @@ def begin() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_ARENA_MAX, 1)
         libc.mallopt(M_MMAP_THRESHOLD, LARGE)
+
+
+def expect(records: int) -> None:
+    """Until the first pass is over, do not look at what so many records need; later this changes nothing."""
+    if gc.get_threshold()[0] >= STARTING:
+        gc.set_threshold(max(STARTING, FOR_EACH * records), 10, 10)
 
 
 def settle() -> None:

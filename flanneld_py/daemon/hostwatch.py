@@ -13,7 +13,7 @@ from flanneld_py.core import ifselect
 from flanneld_py.core.ifselect import address_of
 from flanneld_py.core.ownership import tun_name
 from flanneld_py.core.pace import TokenBucket
-from flanneld_py.daemon.checksums import EVERY, ChecksumWatch
+from flanneld_py.daemon.checksums import ChecksumWatch
 from flanneld_py.daemon.firstchoice import Before, FirstChoice
 from flanneld_py.daemon.heartbeats import BEAT_EVERY
 from flanneld_py.daemon.identity import Identity
@@ -239,8 +239,9 @@ class HostWatch:
         """Until the monitor is closed."""
         while not self._inbox.stopped:
             self._inbox.beat()
-            often = EVERY if self._watches_checksums else BEAT_EVERY
-            heard = self._monitor.wait(RETRY if self._must_reread else often)
+            # With ten thousand peers we hear of as many FDB entries that were written by us.
+            self._inbox.let_set_up()
+            heard = self._monitor.wait(RETRY if self._must_reread else BEAT_EVERY)
             if not self._inbox.stopped:
                 self._take(heard or Heard())
 

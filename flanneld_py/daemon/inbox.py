@@ -24,6 +24,8 @@ from flanneld_py.values import PartlyCompared
 
 RUSHED = frozenset({"snapshot", "recalled"})
 """Levels by which a host joins: its packets wait for the rows, so the thread that makes these goes first."""
+FIRST_PASS, FIRST_PASS_LOOK = 2.0, 0.02
+"""Seconds that the first pass gets before others go on, and between looks whether it is over."""
 
 
 def boottime() -> float:
@@ -240,6 +242,8 @@ class Inbox:
         self._held_back = False
         """… and whether the others have yet to hear of something."""
         self._levels = Levels()
+        self._set_up_by: float | None = None
+        """When others wait for the first pass no more."""
         self._version = 0
         self._stopped = False
         self._alarms: dict[str, list[Callable[[], None]]] = defaultdict(list)
@@ -300,6 +304,18 @@ class Inbox:
         with self._condition:
             while not self._stopped and (left := end - boottime()) > 0:
                 self._wait(left, self._condition)
+
+    def let_set_up(self) -> None:
+        """Once the lease is held, sleep until the first pass is over, which needs the interpreter more.
+
+        Not for long, and only then: that pass may hang or fail.
+        """
+        while self._levels.lease.state == "held" and not self._levels.report.passes and not self._stopped:
+            if self._set_up_by is None:
+                self._set_up_by = boottime() + FIRST_PASS
+            if boottime() >= self._set_up_by:
+                return
+            self.pause(FIRST_PASS_LOOK)
 
     def beat(self) -> None:
         """The calling thread turns; for one that waits on something else."""

@@ -101,6 +101,7 @@ class LeaseKeeper:
             if levels.lease.state == "held":
                 # What others do concerns us little: the kernel is to follow them first.
                 self._inbox.pause(REST)
+                self._inbox.let_set_up()
                 levels = self._inbox.levels
             try:
                 self._step(levels)

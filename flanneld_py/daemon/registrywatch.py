@@ -14,6 +14,7 @@ from flanneld_py.core.history import History
 from flanneld_py.core.linger import nothing_stands
 from flanneld_py.core.pace import Backoff, probe_seconds
 from flanneld_py.core.records import CONFIG_KEY, SUBNETS_PREFIX, config_entry, fold, snapshot
+from flanneld_py.daemon import garbage
 from flanneld_py.daemon.configwatch import ConfigWatch
 from flanneld_py.daemon.inbox import Inbox, Recalled, RegistryState, boottime
 from flanneld_py.daemon.leftout import LeftOut
@@ -184,7 +185,8 @@ class RegistryWatch:
             self._offer_state(RegistryState("in sync", self._registry.endpoint))
             for changes in stream:
                 self._inbox.beat()
-                self._take_changes(changes)
+                if changes.changes or changes.revision != self._snapshot.revision:
+                    self._take_changes(changes)
                 self._found()
                 if self._inbox.stopped:
                     return
@@ -210,6 +212,7 @@ class RegistryWatch:
             )
 
     def _take_listing(self, listing: Listing) -> None:
+        garbage.expect(len(listing.entries))
         self._inbox.counts.add("registry_resyncs", self._list_because)
         self._history.begin(listing)
         with self._taking:

@@ -12,6 +12,7 @@ import socket
 import struct
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import NamedTuple, TypeAlias
 
 from flanneld_py.errors import KernelError
@@ -173,6 +174,24 @@ def open_socket(protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
     return sock
 
 
+def numbered(requests: Sequence[bytes], first: int) -> bytearray:
+    """Requests in one datagram, with sequence numbers from `first` on; the last is to be acknowledged."""
+    datagram = bytearray().join(requests)
+    start = 0
+    # Those of one size all at once: byte by byte of the numbers, in steps of that size.
+    for size, run in groupby(map(len, requests)):
+        count = len(list(run))
+        end = start + count * size
+        numbers = struct.pack(f"={count}I", *range(first, first + count))
+        for byte in range(U32.size):
+            datagram[start + SEQUENCE_OFFSET + byte : end : size] = numbers[byte :: U32.size]
+        start, first = end, first + count
+    flags_at = len(datagram) - len(requests[-1]) + FLAGS_OFFSET
+    (flags,) = U16.unpack_from(datagram, flags_at)
+    U16.pack_into(datagram, flags_at, flags | NLM_F_ACK)
+    return datagram
+
+
 class NetlinkSocket:
     """Requests to the kernel and their answers. Used by one thread at a time."""
 
@@ -277,15 +296,8 @@ class NetlinkSocket:
         if first + len(requests) > 0xFFFF_FFFF:
             first = 1
         self._sequence = first + len(requests) - 1
-        datagram = bytearray().join(requests)
-        offset = 0
-        for sequence, request in enumerate(requests, first):
-            U32.pack_into(datagram, offset + SEQUENCE_OFFSET, sequence)
-            last, offset = offset, offset + len(request)
-        (flags,) = U16.unpack_from(datagram, last + FLAGS_OFFSET)
-        U16.pack_into(datagram, last + FLAGS_OFFSET, flags | NLM_F_ACK)
         try:
-            self._socket.send(datagram)
+            self._socket.send(numbered(requests, first))
         except OSError as error:
             return [failure(error.errno or 0)] * len(requests)
         return self._outcomes(first, len(requests))

@@ -145,7 +145,7 @@ class RtnetlinkTables:
         failures = {place: failure for place, failure in answers if failure and place != PREPARING}
         errors |= self._explain(ops, failures)
         self._learn(ops, errors)
-        return [Outcome(op, errors.get(place)) for place, op in enumerate(ops)]
+        return [Outcome(op, errors.get(place) if errors else None) for place, op in enumerate(ops)]
 
     def _explain(self, ops: Sequence[Op], failures: Mapping[int, Failure]) -> dict[int, str]:
         """Place of each op that has failed → why."""

@@ -43,7 +43,6 @@ if __name__ == "__main__":
     for module in (inbox, hostwatch, filterwatch):
         module.BEAT_EVERY = BEAT_EVERY  # type: ignore[attr-defined]
     control.CHECK = publisher.LOOK = BEAT_EVERY
-    hostwatch.EVERY = BEAT_EVERY  # type: ignore[attr-defined]
     filterwatch.LEGACY_EVERY = filterwatch.NO_LEGACY_EVERY = BEAT_EVERY
     heartbeats.LIMITS.update({thread: LIMIT for thread in heartbeats.LIMITS if thread != QUIET})
     (subnet_file,) = (flag.partition("=")[2] for flag in sys.argv if flag.startswith("--subnet-file="))
