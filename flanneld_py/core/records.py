@@ -337,6 +337,8 @@ def fold(snapshot: Snapshot, changes: Changes) -> Snapshot:
     A put that cannot be read leaves the key's record as it was, and the key is in `bad` until a good put or a
     delete.
     """
+    if not changes.changes:
+        return replace(snapshot, revision=changes.revision)
     records, bad, unreadable = dict(snapshot.records), dict(snapshot.bad), snapshot.unreadable
     for change in changes.changes:
         if not change.key.startswith(SUBNETS_PREFIX):

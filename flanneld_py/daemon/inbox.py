@@ -24,8 +24,8 @@ from flanneld_py.values import PartlyCompared
 
 RUSHED = frozenset({"snapshot", "recalled"})
 """Levels by which a host joins: its packets wait for the rows, so the thread that makes these goes first."""
-FIRST_PASS, FIRST_PASS_LOOK = 2.0, 0.02
-"""Seconds that the first pass gets before others go on, and between looks whether it is over."""
+FIRST_PASS = 2.0
+"""Seconds that the first pass gets before others go on."""
 
 
 def boottime() -> float:
@@ -310,12 +310,14 @@ class Inbox:
 
         Not for long, and only then: that pass may hang or fail.
         """
-        while self._levels.lease.state == "held" and not self._levels.report.passes and not self._stopped:
-            if self._set_up_by is None:
-                self._set_up_by = boottime() + FIRST_PASS
-            if boottime() >= self._set_up_by:
-                return
-            self.pause(FIRST_PASS_LOOK)
+        with self._condition:
+            while self._levels.lease.state == "held" and not self._levels.report.passes and not self._stopped:
+                if self._set_up_by is None:
+                    self._set_up_by = boottime() + FIRST_PASS
+                left = self._set_up_by - boottime()
+                if left <= 0:
+                    return
+                self._wait(left, self._condition)
 
     def beat(self) -> None:
         """The calling thread turns; for one that waits on something else."""

@@ -185,8 +185,7 @@ class RegistryWatch:
             self._offer_state(RegistryState("in sync", self._registry.endpoint))
             for changes in stream:
                 self._inbox.beat()
-                if changes.changes or changes.revision != self._snapshot.revision:
-                    self._take_changes(changes)
+                self._take_changes(changes)
                 self._found()
                 if self._inbox.stopped:
                     return

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 
-from flanneld_py.daemon import registrywatch
+from flanneld_py.daemon import leftout, registrywatch
 from flanneld_py.daemon.configwatch import ConfigWatch
 from flanneld_py.daemon.inbox import Inbox
 from flanneld_py.daemon.registrywatch import RegistryWatch
@@ -96,3 +97,19 @@ def test_distrust_lists_again_at_once_but_not_again_and_again(
         monkeypatch.setattr(registrywatch, "DISTRUST_AT_MOST_EVERY", 0.0)
         watch.distrust()
         wait_until(lambda: server.received() == {"Put": 2, "Range": 3, "Watch": 3})
+
+
+def test_how_many_more_are_bad_is_told_though_nothing_happens_any_more(
+    server: Etcd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftout, "SHOWN", 0)
+    monkeypatch.setattr(leftout, "PERIOD", 3.0)
+    with capture_logs() as logs, following(server):
+
+        def told() -> list[int]:
+            return [line["count"] for line in logs if line["event"] == "bad_records"]
+
+        server.put((f"{PREFIX}/subnets/{KEY}", "?"))
+        wait_until(lambda: told() == [1])
+        server.put(*((f"{PREFIX}/subnets/10.5.{number}.0-24", "?") for number in (35, 36)))
+        wait_until(lambda: told() == [1, 2])

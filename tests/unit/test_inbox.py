@@ -11,7 +11,16 @@ import pytest
 from msgspec.structs import replace
 
 from flanneld_py.daemon.heartbeats import BEAT_EVERY
-from flanneld_py.daemon.inbox import Inbox, LeaseState, Levels, Problem, RegistryState, Report, boottime
+from flanneld_py.daemon.inbox import (
+    FIRST_PASS,
+    Inbox,
+    LeaseState,
+    Levels,
+    Problem,
+    RegistryState,
+    Report,
+    boottime,
+)
 from flanneld_py.model import Snapshot
 
 PATIENCE = 10.0
@@ -240,3 +249,39 @@ def test_the_time_of_a_problem_is_no_part_of_it() -> None:
     assert Problem("a", "b", "c") != Problem("a", "other", "c")
     assert RegistryState("in sync", since="1") == RegistryState("in sync", since="2")
     assert LeaseState("held") != LeaseState("lost")
+
+
+def test_others_wait_for_the_first_pass_from_the_moment_that_the_lease_is_held() -> None:
+    inbox = Inbox()
+    inbox.let_set_up()
+    inbox.offer(lease=LeaseState("held"))
+    over = []
+
+    def wait() -> None:
+        inbox.let_set_up()
+        over.append(inbox.levels.report.passes)
+
+    with in_a_thread(wait):
+        inbox.offer(snapshot=Snapshot(7, 1))
+        inbox.offer(report=Report(passes=1))
+    assert over == [1]
+
+
+def test_a_stop_does_not_wait_for_the_first_pass() -> None:
+    inbox = Inbox()
+    inbox.offer(lease=LeaseState("held"))
+    began = boottime()
+    with in_a_thread(inbox.let_set_up):
+        inbox.stop()
+    assert boottime() - began < FIRST_PASS
+
+
+def test_a_first_pass_that_never_ends_holds_nobody_up_again() -> None:
+    inbox = Inbox()
+    inbox.offer(lease=LeaseState("held"))
+    began = boottime()
+    inbox.let_set_up()
+    assert boottime() - began >= FIRST_PASS
+    for _ in range(100):
+        inbox.let_set_up()
+    assert boottime() - began < 2 * FIRST_PASS

@@ -65,6 +65,17 @@ def test_snapshot_takes_records_only() -> None:
     assert config_entry(Listing(1, 1, ())) is None
 
 
+def test_a_sign_of_life_moves_the_revision_and_nothing_else() -> None:
+    """Else the next change would be looked for among all records."""
+    start = fold(snapshot(Listing(5, 77, (good(KEYS[0], 4),))), Changes(6, (put(good(KEYS[1], 6)),)))
+    quiet = fold(start, Changes(9, ()))
+    assert (quiet.revision, quiet.since) == (9, start.since)
+    assert quiet.records is start.records
+    after = fold(quiet, Changes(10, (delete(KEYS[0]),)))
+    assert after.since is not None
+    assert after.since[0] is start.records
+
+
 def test_fold_puts_and_deletes() -> None:
     start = snapshot(Listing(5, 77, (good(KEYS[0], 4), good(KEYS[1], 5), broken(KEYS[3], 5))))
     changes = (
