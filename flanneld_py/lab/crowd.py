@@ -1,20 +1,19 @@
-"""Thousands of hosts that exist only in etcd, put there over one connection as fast as it takes them."""
+"""Thousands of hosts that exist only in etcd, put there as fast as it takes them."""
 
 from __future__ import annotations
 
-import base64
-import http.client
 import json
-import socket
-import time
-from collections.abc import Iterable, Mapping, Sequence
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from typing import Any, Self
 
-from flanneld_py.lab.entering import inside
 from flanneld_py.lab.etcd import EtcdServer
-from flanneld_py.lab.waiting import LabError
+from flanneld_py.lab.waiting import LabError, wait_for
 
 NETWORK = IPv4Network("10.0.0.0/8")
 """The overlay: 65,536 subnets, of which ours is one of the last and the crowd's are the first."""
@@ -30,6 +29,9 @@ MOST = 63_000
 TXN_OPS = 128
 """etcd's limit (--max-txn-ops)."""
 LIFETIME = 86_400
+LONGEST = 120.0
+"""Seconds for any number of records."""
+_END = [sys.executable, str(Path(__file__).with_name("crowd_end.py"))]
 _BACKEND_TYPES = {"vxlan": "vxlan", "host-gw": "host-gw", "udp": ""}
 
 
@@ -71,57 +73,61 @@ def members(count: int, first: int = 0) -> list[Member]:
 
 
 class Crowd:
-    """Puts and deletes the records of members, in etcd's own JSON (docs: grpc gateway). A context manager."""
+    """Puts and deletes the records of members. A context manager.
+
+    Raises:
+        LabError: etcd does not answer, or refuses.
+    """
 
     def __init__(self, etcd: EtcdServer, backend: str) -> None:
         self._prefix = f"{etcd.prefix}/subnets/"
         self._backend = backend
-        self._connection = http.client.HTTPConnection("127.0.0.1", 2379, timeout=30)
-        with inside(etcd.namespace):
-            self._connection.connect()
-        self._connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._lease = self._ask("lease/grant", {"TTL": LIFETIME})["ID"]
+        self._workspace = etcd.namespace.workspace
+        command = [*_END, "127.0.0.1:2379", etcd.grant(LIFETIME), str(TXN_OPS)]
+        entered = etcd.namespace.entered(command)
+        self._end = self._workspace.spawn("crowd", entered, stdin=subprocess.PIPE)
+        self._answered = 0
+        try:
+            self._answer()
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._connection.close()
+        self._workspace.discard(self._end)
+        self._end.stdout.unlink(missing_ok=True)
 
-    def put(self, some: Sequence[Member]) -> float:
+    def put(self, some: Iterable[Member]) -> float:
         """Store them; the time.monotonic() at which the last request was sent."""
-        return self._write([{"requestPut": self._put(member)} for member in some])
+        return self._write([(self._key(member), member.record(self._backend)) for member in some])
 
     def delete(self, some: Iterable[Member]) -> float:
-        return self._write([{"requestDeleteRange": {"key": self._key(member)}} for member in some])
-
-    def _put(self, member: Member) -> dict[str, str]:
-        value = base64.b64encode(member.record(self._backend).encode()).decode()
-        return {"key": self._key(member), "value": value, "lease": self._lease}
+        return self._write([(self._key(member), None) for member in some])
 
     def _key(self, member: Member) -> str:
-        key = f"{self._prefix}{str(member.subnet).replace('/', '-')}"
-        return base64.b64encode(key.encode()).decode()
+        return f"{self._prefix}{str(member.subnet).replace('/', '-')}"
 
-    def _write(self, operations: Sequence[Mapping[str, Any]]) -> float:
-        requests = [
-            json.dumps({"success": operations[start : start + TXN_OPS]}).encode()
-            for start in range(0, len(operations), TXN_OPS)
-        ]
-        sent = time.monotonic()
-        for request in requests:
-            sent = time.monotonic()
-            self._post("kv/txn", request)
-        return sent
+    def _write(self, rows: Sequence[tuple[str, str | None]]) -> float:
+        stdin = self._end.popen.stdin
+        if stdin is None:
+            raise LabError("nothing puts the crowd's records")
+        with suppress(BrokenPipeError):  # then no answer comes, which says why
+            stdin.write(json.dumps(rows).encode() + b"\n")
+            stdin.flush()
+        return self._answer()
 
-    def _ask(self, what: str, request: Mapping[str, Any]) -> dict[str, Any]:
-        return self._post(what, json.dumps(request).encode())
+    def _answer(self) -> float:
+        """The next line."""
 
-    def _post(self, what: str, body: bytes) -> dict[str, Any]:
-        self._connection.request("POST", f"/v3/{what}", body, {"Content-Type": "application/json"})
-        answer = self._connection.getresponse()
-        text = answer.read()
-        if answer.status != 200:
-            raise LabError(f"etcd: {what}: {answer.status} {text.decode(errors='replace')[:300]}")
-        parsed: dict[str, Any] = json.loads(text)
-        return parsed
+        def found() -> list[str]:
+            if not self._end.running:
+                raise LabError(f"what puts the crowd's records failed: {self._end.output()[-2000:]}")
+            lines = self._end.stdout.read_text().split("\n")[:-1]
+            return lines[self._answered :]
+
+        line = wait_for(found, LONGEST, "etcd to store records", interval=0.01)[0]
+        self._answered += 1
+        return int(line) / 1e9

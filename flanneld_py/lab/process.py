@@ -165,7 +165,8 @@ class Process:
         """End it with SIGKILL and return the exit code."""
         self.popen.kill()
         if self.popen.stdin is not None:
-            self.popen.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # it had ended, with something left to read
+                self.popen.stdin.close()
         return self.wait(10)
 
     def terminate(self, timeout: float = 10) -> int:

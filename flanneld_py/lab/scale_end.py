@@ -47,11 +47,11 @@ def routes(text: str) -> None:
     told = -1
     while True:
         datagrams = [kernel.recv(1 << 16), *pending(kernel)]
+        now = time.monotonic_ns()
         for datagram in datagrams:
             for kind, destination, table in messages(datagram):
                 if table == RT_TABLE_MAIN and int.from_bytes(destination, "big") >> shift == inside:
                     (standing.add if kind == RTM_NEWROUTE else standing.discard)(destination)
-        now = time.monotonic_ns()
         if len(standing) != told:
             told = len(standing)
             print(now, told, flush=True)

@@ -43,6 +43,8 @@ DRIVER_PARTS = (
         "linkvalues",
         "monitor",
         "netlink",
+        "nexthopids",
+        "oddrows",
         "ownwrites",
         "refusals",
         "rtmessages",
@@ -71,7 +73,7 @@ DRIVER_PARTS = (
 """Modules of drivers/ that are for the same outside thing and may import one another; base is for all."""
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "etcd3": ("drivers.etcdlink", "drivers.etcdrpc"),
-    "grpc": ("drivers.etcd", "drivers.etcdrpc", "drivers.etcdwatch"),
+    "grpc": ("drivers.etcd", "drivers.etcdrpc", "drivers.etcdwatch", "lab.crowd_end"),
     "google": ("drivers.etcdrpc",),
     "prometheus_client": ("daemon.metrics",),
     "pyroute2": (),
