@@ -11,7 +11,7 @@ from flanneld_py.errors import KernelError
 
 PROC_NET = Path("/proc/self/net")
 """Of the thread's own network namespace."""
-_UDP6_CHECKSUM_ERRORS = re.compile(r"^Udp6InCsumErrors\s+(\d+)$", re.MULTILINE)
+_UDP6_CHECKSUM_ERRORS = re.compile(rb"^Udp6InCsumErrors\s+(\d+)$", re.MULTILINE)
 
 
 def read_udp_checksum_errors() -> int:
@@ -23,17 +23,17 @@ def read_udp_checksum_errors() -> int:
     try:
         names, values = (
             line.split()
-            for line in (PROC_NET / "snmp").read_text(encoding="ascii").splitlines()
-            if line.startswith("Udp: ")
+            for line in (PROC_NET / "snmp").read_bytes().splitlines()
+            if line.startswith(b"Udp: ")
         )
-        return int(dict(zip(names, values, strict=True))["InCsumErrors"]) + _udp6_checksum_errors()
+        return int(dict(zip(names, values, strict=True))[b"InCsumErrors"]) + _udp6_checksum_errors()
     except (OSError, ValueError, KeyError) as error:
         raise KernelError(f"cannot count UDP checksum errors: {error}") from error
 
 
 def _udp6_checksum_errors() -> int:
     try:
-        found = _UDP6_CHECKSUM_ERRORS.search((PROC_NET / "snmp6").read_text(encoding="ascii"))
+        found = _UDP6_CHECKSUM_ERRORS.search((PROC_NET / "snmp6").read_bytes())
     except FileNotFoundError:
         return 0  # a kernel without IPv6
     return int(found[1]) if found else 0

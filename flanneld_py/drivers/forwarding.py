@@ -15,7 +15,7 @@ PATHS = {family: Path("/proc/sys", *name.split(".")) for family, name in SYSCTLS
 def is_forwarding(family: Family) -> bool | None:
     """Of the thread's own network namespace; None: it cannot be read, as without IPv6."""
     try:
-        text = PATHS[family].read_text(encoding="ascii")
+        content = PATHS[family].read_bytes()
     except OSError:
         return None
-    return text.strip() != "0"
+    return content.strip() != b"0"
