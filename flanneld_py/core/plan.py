@@ -27,6 +27,7 @@ from flanneld_py.model import (
     Route,
     State,
     Table,
+    sets,
 )
 
 SET_ORDER: tuple[Table, ...] = (
@@ -237,14 +238,14 @@ def _alike(old: Link, new: Link) -> bool:
     return old.local.version == new.local.version
 
 
-def _sets(table: Table, want: Mapping[Any, Any], have: Mapping[Any, Any]) -> Iterator[Op]:
+def _sets(table: Table, want: Mapping[Any, Any], have: Mapping[Any, Any]) -> list[Op]:
     if not have:
-        return (Op("set", table, key, value) for key, value in want.items())
-    return (
+        return sets(table, want)
+    return [
         Op("set", table, key, value)
         for key, value in want.items()
         if (there := have.get(key, MISSING)) is not value and there != value
-    )
+    ]
 
 
 def _deletes(table: Table, want: Mapping[Any, Any], have: Mapping[Any, Any]) -> Iterator[Op]:

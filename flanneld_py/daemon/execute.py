@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
+from operator import itemgetter
 
 from msgspec.structs import replace
 
@@ -69,13 +70,14 @@ class Executor:
             for op in held
             if op.verb == "set" and (op.table, op.key) not in standing
         }
-        for (verb, table), run in groupby(ops, key=lambda op: (op.verb, op.table)):
+        for (verb, table), run in groupby(ops, key=itemgetter(0, 1)):
             batch = list(run)
             waits = _waiting(batch, want, have, failed) if failed else {}
             done = self._try(table, batch, waits)
             outcomes += done
-            for op, error in done if verb == "set" else ():
-                if error is not None and (table, op.key) not in standing:
+            failures = [(op, error) for op, error in done if error is not None]
+            for op, error in failures if verb == "set" else ():
+                if (table, op.key) not in standing:
                     failed[table, op.key] = error
             if (verb, table) == ("set", "links"):
                 outcomes = self._put_back(outcomes, have)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TypeAlias
 
 from flanneld_py.addresses import Family, IPAddress, IPNetwork
 from flanneld_py.drivers.netlink import (
@@ -106,6 +107,9 @@ NHA_ID, NHA_OIF, NHA_GATEWAY = 1, 5, 6
 
 CREATE_REPLACE = NLM_F_CREATE | NLM_F_REPLACE
 
+NeighbourRow: TypeAlias = tuple[int, IPAddress, str]
+"""Of a neighbour or FDB table: device, destination, MAC."""
+
 # What is before and between the addresses of a message, of which most are for one device, is packed once.
 _LLADDR = ATTRIBUTE.pack(10, NDA_LLADDR)
 _PADDING = bytes(2)
@@ -181,7 +185,6 @@ LINKS_OF_KIND: dict[str, bytes] = {
 """Kind of an overlay's device → the same for devices of that kind."""
 
 
-@lru_cache(maxsize=64)
 def _neighbour_head(size: int, family: int, index: int, flags: int, kind: int) -> bytes:
     """All before the destination, of `size` bytes, of a permanent entry that is set."""
     return (
@@ -191,30 +194,45 @@ def _neighbour_head(size: int, family: int, index: int, flags: int, kind: int) -
     )
 
 
-def set_neighbour(index: int, destination: IPAddress, mac: str) -> bytes:
-    """A permanent neighbour entry, in the place of any other for that address."""
-    packed = destination.packed
-    size = len(packed)
+@lru_cache(maxsize=64)
+def _head_of_neighbour(size: int, index: int) -> bytes:
     family = socket.AF_INET if size == 4 else socket.AF_INET6
-    head = _neighbour_head(size, family, index, 0, RTN_UNICAST)
-    return head + packed + _LLADDR + mac_bytes(mac) + _PADDING
+    return _neighbour_head(size, family, index, 0, RTN_UNICAST)
+
+
+@lru_cache(maxsize=64)
+def _head_of_fdb_entry(size: int, index: int) -> bytes:
+    return _neighbour_head(size, AF_BRIDGE, index, NTF_SELF, 0)
+
+
+def _set_entries(head: Callable[[int, int], bytes], rows: Iterable[NeighbourRow]) -> list[bytes]:
+    return [
+        head(len(packed := destination.packed), index) + packed + _LLADDR + mac_bytes(mac) + _PADDING
+        for index, destination, mac in rows
+    ]
+
+
+def set_neighbours(rows: Iterable[NeighbourRow]) -> list[bytes]:
+    """Permanent neighbour entries, each in the place of any other for that address.
+
+    Raises:
+        ValueError: one of the MACs is none.
+    """
+    return _set_entries(_head_of_neighbour, rows)
+
+
+def set_fdb(rows: Iterable[NeighbourRow]) -> list[bytes]:
+    """Permanent FDB entries of vxlan devices; one with another destination is moved to this one.
+
+    Raises:
+        ValueError: one of the MACs is none.
+    """
+    return _set_entries(_head_of_fdb_entry, rows)
 
 
 def delete_neighbour(index: int, destination: IPAddress) -> bytes:
     body = NDMSG.pack(AF[destination.version], index, NUD_PERMANENT, 0, RTN_UNICAST)
     return message(RTM_DELNEIGH, 0, body + attribute(NDA_DST, destination.packed))
-
-
-def set_fdb(index: int, mac: str, destination: IPAddress) -> bytes:
-    """A permanent FDB entry of a vxlan device; an entry with another destination is moved to this one."""
-    packed = destination.packed
-    return (
-        _neighbour_head(len(packed), AF_BRIDGE, index, NTF_SELF, 0)
-        + packed
-        + _LLADDR
-        + mac_bytes(mac)
-        + _PADDING
-    )
 
 
 def delete_fdb(index: int, mac: str) -> bytes:
@@ -271,7 +289,7 @@ def set_direct_route4(destination: IPNetwork, protocol: int, index: int, *, new:
 def set_direct_route6(destination: IPNetwork, protocol: int, index: int, mark: int, *, new: bool) -> bytes:
     """An IPv6 route to a device, without a gateway; `new` as before, `mark` as below."""
     return _DIRECT_ROUTE6.pack(
-        64, RTM_NEWROUTE, _NEW_FLAGS if new else _SET_FLAGS, 0, 0,
+        _DIRECT_ROUTE6.size, RTM_NEWROUTE, _NEW_FLAGS if new else _SET_FLAGS, 0, 0,
         socket.AF_INET6, destination.prefixlen, 0, 0,
         RT_TABLE_MAIN, protocol, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0,
         20, RTA_DST, destination.network_address.packed, 8, RTA_OIF, index, *_MARK, mark,
@@ -289,7 +307,7 @@ def set_route6(
     gateway, so that many routes through one device share one chain and cost O(n²); IPv6 has no such hash.
     """
     return _ROUTE6.pack(
-        88, RTM_NEWROUTE, _NEW_FLAGS if new else _SET_FLAGS, 0, 0,
+        _ROUTE6.size, RTM_NEWROUTE, _NEW_FLAGS if new else _SET_FLAGS, 0, 0,
         socket.AF_INET6, destination.prefixlen, 0, 0,
         RT_TABLE_MAIN, protocol, RT_SCOPE_UNIVERSE, RTN_UNICAST, RTNH_F_ONLINK if onlink else 0,
         20, RTA_DST, destination.network_address.packed, 8, RTA_OIF, index, 20, RTA_GATEWAY, via.packed,
@@ -300,12 +318,12 @@ def set_route6(
 def set_blackhole(destination: IPNetwork, protocol: int, mark: int) -> bytes:
     """A route that drops packets, at a metric of its own; refused if one stands there."""
     packed = destination.network_address.packed
-    size = len(packed)
-    return _BLACKHOLE[destination.version].pack(
-        52 + size, RTM_NEWROUTE, _NEW_FLAGS, 0, 0,
+    whole = _BLACKHOLE[destination.version]
+    return whole.pack(
+        whole.size, RTM_NEWROUTE, _NEW_FLAGS, 0, 0,
         AF[destination.version], destination.prefixlen, 0, 0,
         RT_TABLE_MAIN, protocol, RT_SCOPE_UNIVERSE, RTN_BLACKHOLE, 0,
-        4 + size, RTA_DST, packed, 8, RTA_PRIORITY, BLACKHOLE_METRIC, *_MARK, mark,
+        4 + len(packed), RTA_DST, packed, 8, RTA_PRIORITY, BLACKHOLE_METRIC, *_MARK, mark,
     )  # fmt: skip
 
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv6Address
 from itertools import product
 
 from flanneld_py.addresses import FAMILIES, Family, IPAddress, IPNetwork
@@ -29,6 +28,8 @@ from flanneld_py.drivers.links import (
     read_overlay_devices,
 )
 from flanneld_py.drivers.netlink import U32, Failure, NetlinkSocket, attribute, attributes, understanding
+from flanneld_py.drivers.nexthopids import NexthopIds
+from flanneld_py.drivers.oddrows import NOT_ONE_GATEWAY, ODD_FDB_ATTRIBUTES, ODD_NEXTHOP, odd_hop
 from flanneld_py.drivers.refusals import UnknownReferent, conflict, explain
 from flanneld_py.errors import KernelError
 from flanneld_py.model import (
@@ -41,18 +42,11 @@ from flanneld_py.model import (
     Scope,
     State,
     Table,
+    Verb,
+    successes,
 )
 
 ALREADY_GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV}
-NOT_ONE_GATEWAY: dict[int, IPAddress] = {4: IPv4Address(0), 6: IPv6Address(0)}
-"""IP version → the address that stands in a row of ours which the model cannot express.
-
-A route of ours may have been changed into a blackhole, one without gateway or with several, an FDB entry into
-one with a port or device of its own. No such row is ever wanted, so a plan replaces or deletes it.
-"""
-
-ODD_NEXTHOP = NextHop("", NOT_ONE_GATEWAY[4], onlink=False)
-ODD_FDB_ATTRIBUTES = {rt.NDA_PORT, rt.NDA_VNI, rt.NDA_IFINDEX, rt.NDA_NH_ID}
 ETHERNET_GROUP_BIT = 0x01
 PREPARING = -1
 """In the place of an op's number: a message whose failure does not matter."""
@@ -79,13 +73,9 @@ class RtnetlinkTables:
 
     def __init__(self, prefix: str) -> None:
         self._devices = OwnDevices(prefix)
-        self._ids = nexthop_ids(prefix)
+        self._ids = NexthopIds(nexthop_ids(prefix))
         self._mark = route_mark(prefix)
         self._socket = NetlinkSocket()
-        self._nexthops: dict[NextHop, list[int]] = {}
-        self._taken: set[int] = set()
-        self._last_id = self._ids.start - 1
-        self._known_ids: set[int] = set()  # that we gave, or saw in use by what is ours
         self._odd_fdb: set[tuple[str, str]] = set()
         # Destinations at whose usual mark a route of ours stood, and may be replaced.
         self._held: set[IPNetwork] = set()
@@ -98,15 +88,11 @@ class RtnetlinkTables:
         self._devices6: dict[IPNetwork, str] = {}
         self._indexes: dict[str, int] = {}
         self._names: dict[int, str] = {}
-        self._encoders: dict[tuple[str, str], Callable[[Op], list[bytes]]] = {
-            ("set", "fdb"): self._set_fdb,
-            ("del", "fdb"): self._delete_fdb,
-            ("set", "neighs"): self._set_neighbour,
-            ("del", "neighs"): self._delete_neighbour,
-            ("set", "nexthops"): self._set_nexthop,
-            ("del", "nexthops"): self._delete_nexthop,
-            ("set", "routes"): self._set_route,
-            ("del", "routes"): self._delete_route,
+        self._setters: dict[Table, Callable[[Sequence[Op]], list[bytes]]] = {
+            "fdb": self._set_fdb,
+            "neighs": self._set_neighbours,
+            "nexthops": self._set_nexthops,
+            "routes": self._set_routes,
         }
 
     @property
@@ -120,32 +106,61 @@ class RtnetlinkTables:
     # --- write ------------------------------------------------------------------------------------
 
     def apply(self, ops: Sequence[Op]) -> Sequence[Outcome]:
+        if not ops:
+            return []
         self._indexes = {}
+        errors: dict[int, str] = {}
+        requests, owners = self._encode_all(ops) or self._encode_each(ops, errors)
+        answers = self._socket.transact(requests)
+        if any(answers):
+            answered = zip(owners, answers, strict=True)
+            failures = {place: failure for place, failure in answered if failure and place != PREPARING}
+            errors |= self._explain(ops, failures)
+        self._learn(ops, errors)
+        return [Outcome(op, errors.get(at)) for at, op in enumerate(ops)] if errors else successes(ops)
+
+    def _encode_all(self, ops: Sequence[Op]) -> tuple[list[bytes], Sequence[int]] | None:
+        """The messages, one for each; None: for some there are other than one, or none can be made."""
+        verb, table = ops[0][:2]
+        odd = {
+            "fdb": self._odd_fdb,
+            "nexthops": not self._ids.is_room(len(ops)),  # so that an id given is an id used
+            "routes": self._marks or self._devices6 or self._usurpers,
+        }
+        if verb == "set" and not odd.get(table):
+            with suppress(UnknownReferent, ValueError):
+                return self._setters[table](ops), range(len(ops))
+        return None
+
+    def _encode_each(self, ops: Sequence[Op], errors: dict[int, str]) -> tuple[list[bytes], list[int]]:
+        """The messages, and the place of the op that each decides; `errors`: takes why others have none."""
         requests: list[bytes] = []
         owners: list[int] = []
-        errors: dict[int, str] = {}
         for place, op in enumerate(ops):
             try:
-                encoded = self._encoders[op[:2]](op)
+                if op.verb == "del":
+                    encoded = self._delete(op)
+                    owners += [place] * len(encoded)
+                else:
+                    before = self._before(op)
+                    encoded = [*before, *self._setters[op.table]([op])]
+                    owners += [PREPARING] * len(before) + [place]
             except UnknownReferent as unknown:
                 if op.verb == "set":
                     errors[place] = str(unknown)
-                continue
             except ValueError as error:
                 errors[place] = str(error)
-                continue
-            requests += encoded
-            if len(encoded) == 1:
-                owners.append(place)
-            elif encoded:
-                # A "set" may delete first what stands in its way; only its last message decides.
-                preparing = PREPARING if op.verb == "set" else place
-                owners += [preparing] * (len(encoded) - 1) + [place]
-        answers = zip(owners, self._socket.transact(requests), strict=True)
-        failures = {place: failure for place, failure in answers if failure and place != PREPARING}
-        errors |= self._explain(ops, failures)
-        self._learn(ops, errors)
-        return [Outcome(op, errors.get(place) if errors else None) for place, op in enumerate(ops)]
+            else:
+                requests += encoded
+        return requests, owners
+
+    def _before(self, op: Op) -> list[bytes]:
+        """What deletes what stands in the way of a "set"."""
+        if op.table == "fdb" and op.key in self._odd_fdb:
+            return self._delete(op)
+        if op.table == "routes":
+            return [rt.delete_route(op.key, *mark) for mark in self._in_the_way(op.key, op.value.nexthop.dev)]
+        return []
 
     def _explain(self, ops: Sequence[Op], failures: Mapping[int, Failure]) -> dict[int, str]:
         """Place of each op that has failed → why."""
@@ -166,23 +181,29 @@ class RtnetlinkTables:
 
     def _learn(self, ops: Sequence[Op], errors: dict[int, str]) -> None:
         """Keep what `observe` learnt in step with what `apply` changed."""
-        if not errors and not self._odd_fdb and all(op.table in ("fdb", "neighs") for op in ops):
-            return
-        for place, op in enumerate(ops):
-            succeeded = not errors or place not in errors
-            if op.table == "nexthops":
-                if succeeded == (op.verb == "del"):
-                    self._known_ids.difference_update(self._nexthops.pop(op.key, ()))
-            elif op.table == "fdb" and succeeded:
-                self._odd_fdb.discard(op.key)
-            elif op.table == "routes" and succeeded:
-                self._marks.pop(op.key, None)
-                if op.verb == "set" and op.key.version == 6:
-                    self._devices6[op.key] = op.value.nexthop.dev
-                else:
-                    self._devices6.pop(op.key, None)
-                self._usurpers.pop(op.key, None)
-                (self._held.add if op.verb == "set" else self._held.discard)(op.key)
+        verb, table = ops[0][:2]
+        done = [op for place, op in enumerate(ops) if place not in errors] if errors else ops
+        if table == "nexthops":
+            gone = done if verb == "del" else [ops[place] for place in errors]
+            self._ids.forget(op.key for op in gone)
+        elif table == "fdb" and self._odd_fdb:
+            self._odd_fdb.difference_update(op.key for op in done)
+        elif table == "routes":
+            self._learn_routes(verb, done)
+
+    def _learn_routes(self, verb: Verb, done: Sequence[Op]) -> None:
+        keys = [op.key for op in done]
+        for known in (self._marks, self._usurpers, self._devices6):
+            for key in keys if known else ():
+                known.pop(key, None)
+        if verb == "set":
+            self._held.update(keys)
+            self._devices6 |= {op.key: op.value.nexthop.dev for op in done if op.key.version == 6}
+        else:
+            self._held.difference_update(keys)
+
+    def _indexes_of(self, devices: Iterable[str]) -> dict[str, int]:
+        return {dev: self._index(dev) for dev in devices}
 
     def _index(self, dev: str) -> int:
         index = self._indexes.get(dev)
@@ -193,70 +214,48 @@ class RtnetlinkTables:
                 raise UnknownReferent(f"device {dev} does not exist") from None
         return index
 
-    def _set_fdb(self, op: Op) -> list[bytes]:
-        dev, mac = op.key
-        index = self._index(dev)
-        wanted = rt.set_fdb(index, mac, op.value)
-        odd = self._odd_fdb and op.key in self._odd_fdb
-        return [rt.delete_fdb(index, mac), wanted] if odd else [wanted]
+    def _set_fdb(self, ops: Sequence[Op]) -> list[bytes]:
+        index_of = self._indexes_of({op.key[0] for op in ops})
+        return rt.set_fdb((index_of[dev], address, mac) for _, _, (dev, mac), address in ops)
 
-    def _delete_fdb(self, op: Op) -> list[bytes]:
-        dev, mac = op.key
-        return [rt.delete_fdb(self._index(dev), mac)]
+    def _set_neighbours(self, ops: Sequence[Op]) -> list[bytes]:
+        index_of = self._indexes_of({op.key[0] for op in ops})
+        return rt.set_neighbours((index_of[dev], address, mac) for _, _, (dev, address), mac in ops)
 
-    def _set_neighbour(self, op: Op) -> list[bytes]:
-        dev, address = op.key
-        return [rt.set_neighbour(self._index(dev), address, op.value)]
+    def _set_nexthops(self, ops: Sequence[Op]) -> list[bytes]:
+        index_of = self._indexes_of({op.key.dev for op in ops})
+        without = next((op.key.dev for op in ops if op.key.via is None), None)
+        if without is not None:
+            raise ValueError(f"a nexthop object on {without} has no gateway")
+        requests = []
+        for _, _, hop, _ in ops:
+            # The kernel may have flushed a known one with its device: then this makes it again.
+            number, new = self._ids.give(hop)
+            index = index_of[hop.dev]
+            requests.append(
+                rt.set_nexthop(number, NEXTHOP_PROTOCOL, index, hop.via, onlink=hop.onlink, new=new)
+            )
+        return requests
 
-    def _delete_neighbour(self, op: Op) -> list[bytes]:
-        dev, address = op.key
-        return [rt.delete_neighbour(self._index(dev), address)]
+    def _set_routes(self, ops: Sequence[Op]) -> list[bytes]:
+        return [self._set_route(op) for op in ops]
 
-    def _set_nexthop(self, op: Op) -> list[bytes]:
-        hop: NextHop = op.key
-        if hop.via is None:
-            raise ValueError(f"a nexthop object on {hop.dev} has no gateway")
-        index = self._index(hop.dev)
-        numbers = self._nexthops.setdefault(hop, [])
-        new = not numbers
-        if new:
-            numbers.append(self._free_id())
-        # The kernel may have flushed a known one with its device: then this makes it again.
-        return [rt.set_nexthop(numbers[0], NEXTHOP_PROTOCOL, index, hop.via, onlink=hop.onlink, new=new)]
-
-    def _free_id(self) -> int:
-        for _ in self._ids:
-            self._last_id = self._last_id + 1 if self._last_id + 1 in self._ids else self._ids.start
-            if self._last_id not in self._taken:
-                self._taken.add(self._last_id)
-                self._known_ids.add(self._last_id)
-                return self._last_id
-        raise ValueError(f"all {len(self._ids)} nexthop ids of this etcd prefix are in use")
-
-    def _delete_nexthop(self, op: Op) -> list[bytes]:
-        return [rt.delete_nexthop(number) for number in self._nexthops.get(op.key, ())]
-
-    def _set_route(self, op: Op) -> list[bytes]:
+    def _set_route(self, op: Op) -> bytes:
         (dev, via, onlink), protocol = op.value
         if self._beside and op.key in self._beside:  # to hash a network takes a microsecond
             raise ValueError(conflict(op, self._beside[op.key]))
         new = not self._held or op.key not in self._held
         if via is None:
-            wanted = self._direct_route(op.key, protocol, self._index(dev), new=new)
-        elif op.key.version == 4:
-            numbers = self._nexthops.get(op.value.nexthop)
+            return self._direct_route(op.key, protocol, self._index(dev), new=new)
+        if op.key.version == 4:
+            numbers = self._ids.of.get(op.value.nexthop)
             if not numbers:
                 raise UnknownReferent(f"nexthop {via} on device {dev} does not exist")
-            wanted = rt.set_route4(op.key, protocol, numbers[0], new=new)
-        else:
-            index = self._index(dev)
-            wanted = rt.set_route6(op.key, protocol, index, via, self._mark, onlink=onlink, new=new)
-        return [*[rt.delete_route(op.key, *mark) for mark in self._in_the_way(op.key, dev)], wanted]
+            return rt.set_route4(op.key, protocol, numbers[0], new=new)
+        return rt.set_route6(op.key, protocol, self._index(dev), via, self._mark, onlink=onlink, new=new)
 
     def _in_the_way(self, destination: IPNetwork, dev: str) -> list[RouteMark]:
         """What must go before a route through this device; else the kernel replaces ours, of any protocol."""
-        if not (self._marks or self._devices6 or self._usurpers):
-            return []
         marks = self._marks.get(destination)
         usual = USUAL_MARK[destination.version]
         elsewhere = self._devices6.get(destination, dev) != dev
@@ -270,9 +269,15 @@ class RtnetlinkTables:
             return rt.set_direct_route4(destination, protocol, index, new=new)
         return rt.set_direct_route6(destination, protocol, index, self._mark, new=new)
 
-    def _delete_route(self, op: Op) -> list[bytes]:
-        marks = self._marks.get(op.key, [USUAL_MARK[op.key.version]])
-        return [rt.delete_route(op.key, *mark) for mark in marks]
+    def _delete(self, op: Op) -> list[bytes]:
+        if op.table == "nexthops":
+            return [rt.delete_nexthop(number) for number in self._ids.of.get(op.key, ())]
+        if op.table == "routes":
+            marks = self._marks.get(op.key, [USUAL_MARK[op.key.version]])
+            return [rt.delete_route(op.key, *mark) for mark in marks]
+        dev, rest = op.key
+        delete = rt.delete_fdb if op.table == "fdb" else rt.delete_neighbour
+        return [delete(self._index(dev), rest)]
 
     # --- read -------------------------------------------------------------------------------------
 
@@ -301,11 +306,11 @@ class RtnetlinkTables:
         within = [route for route in found if inside.network(route.base, route.length)]
         used = {route.nexthop for route in within}
         used_elsewhere = {route.nexthop for route in found} - used
-        hops = self._observe_nexthops(Claims(used | self._known_ids, used_elsewhere, others))
+        hops = self._observe_nexthops(Claims(used | self._ids.known, used_elsewhere, others))
         routes: dict[IPNetwork, Route] = {}
         for route in within:
             # One of ours through an id of another range was made by the daemon of another prefix.
-            if not route.nexthop or route.nexthop in self._ids or len(route.base) == 16:
+            if not route.nexthop or route.nexthop in self._ids.range or len(route.base) == 16:
                 self._add_route(route, hops, routes)
             else:
                 self._held.discard(route.destination)
@@ -316,7 +321,7 @@ class RtnetlinkTables:
         if len(found) < len(every):
             # Another daemon's is not taken back: two that do that would fight without end.
             self._held -= {route.destination for route in every if self._is_anothers(route, others)}
-        return State(fdb=fdb, neighs=neighs, nexthops=dict.fromkeys(self._nexthops, True), routes=routes)
+        return State(fdb=fdb, neighs=neighs, nexthops=dict.fromkeys(self._ids.of, True), routes=routes)
 
     def _is_anothers(self, route: FoundRoute, devices: AbstractSet[int]) -> bool:
         """Whether another daemon has made it; `devices`: indexes of those that bear such a one's mark."""
@@ -359,19 +364,18 @@ class RtnetlinkTables:
                 neighs[dev, rt.address(destination)] = mac.hex(":")
 
     def _observe_nexthops(self, claims: Claims) -> dict[int, NextHop]:
-        """Id → nexthop of ours; fills the map from nexthops to ids."""
+        """Id → nexthop of ours, which are known from now on."""
         hops: dict[int, NextHop] = {}
-        self._nexthops = {}
-        self._taken = set()
+        taken: set[int] = set()
         for datagram, start, end in self._socket.dump(
             "nexthops", rt.RTM_GETNEXTHOP, rt.NHMSG.pack(rt.AF_UNSPEC, 0, 0, 0)
         ):
             _, _, protocol, flags = rt.NHMSG.unpack_from(datagram, start)
             found = attributes(datagram, start + rt.NHMSG.size, end)
             ident = number(found[rt.NHA_ID])
-            if ident not in self._ids:
+            if ident not in self._ids.range:
                 continue
-            self._taken.add(ident)
+            taken.add(ident)
             hop, index = ODD_NEXTHOP, number(found.get(rt.NHA_OIF))
             if rt.NHA_GATEWAY in found and index:
                 hop = NextHop(
@@ -379,8 +383,7 @@ class RtnetlinkTables:
                 )
             if claims.cover(ident, protocol, index):
                 hops[ident] = hop
-                self._nexthops.setdefault(hop, []).append(ident)
-        self._known_ids = set(hops)
+        self._ids.seen(taken, hops)
         return hops
 
     def _observe_beside(self, scope: Scope, routes: dict[IPNetwork, Route]) -> None:
@@ -403,7 +406,7 @@ class RtnetlinkTables:
                     self._add_route(route, {}, routes)
                 elif destination in ours:
                     self._beside[destination] = route.describe()
-                    routes[destination] = Route(_odd_hop(destination))
+                    routes[destination] = Route(odd_hop(destination))
                 elif destination in self._held:
                     self._usurpers[destination] = route
 
@@ -434,17 +437,13 @@ class RtnetlinkTables:
         usual = USUAL_MARK[destination.version]
         hop = hops.get(route.nexthop) if route.nexthop else route.hop
         if hop is None or not route.is_usual:
-            hop = _odd_hop(destination)
+            hop = odd_hop(destination)
         found = Route(hop, mark.protocol)
         if routes.setdefault(destination, found) is not found:
             self._marks.setdefault(destination, [usual]).append(mark)
-            routes[destination] = Route(_odd_hop(destination))
+            routes[destination] = Route(odd_hop(destination))
             return
         if mark != usual:
             self._marks[destination] = [mark]
         if destination.version == 6:
             self._devices6[destination] = hop.dev
-
-
-def _odd_hop(destination: IPNetwork) -> NextHop:
-    return NextHop("", NOT_ONE_GATEWAY[destination.version], onlink=False)

@@ -7,6 +7,8 @@ import errno
 from collections.abc import Callable
 from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
@@ -92,9 +94,10 @@ def _tables(messages: list[Message]) -> None:
     with patch.object(tables, "_index", lambda _: INDEX):
         ops = [op for op in plan(WANTED, have) if op.table in tables.tables]
         before = len(wire.sent)
-        for outcome in tables.apply(ops):
-            if outcome.error is not None:
-                one_line(outcome.error[:300])
+        for _, run in groupby(ops, itemgetter(0, 1)):
+            for outcome in tables.apply(list(run)):
+                if outcome.error is not None:
+                    one_line(outcome.error[:300])
     for request in wire.sent[before:]:
         _assert_ours(request)
 
@@ -226,13 +229,13 @@ def _routes() -> Iterator[Message]:
 
 def _neighbours() -> Iterator[Message]:
     made: list[Callable[[], bytes]] = [
-        lambda: rt.set_neighbour(INDEX, PEER[0], "02:00:00:00:00:02"),
-        lambda: rt.set_neighbour(INDEX, PEER6[0], "02:00:00:00:00:02"),
-        lambda: rt.set_fdb(INDEX, "02:00:00:00:00:02", IPv4Address("192.0.2.2")),
-        lambda: rt.set_fdb(INDEX, "02:00:00:00:00:03", IPv6Address("2001:db8::2")),
+        lambda: rt.set_neighbours([(INDEX, PEER[0], "02:00:00:00:00:02")])[0],
+        lambda: rt.set_neighbours([(INDEX, PEER6[0], "02:00:00:00:00:02")])[0],
+        lambda: rt.set_fdb([(INDEX, IPv4Address("192.0.2.2"), "02:00:00:00:00:02")])[0],
+        lambda: rt.set_fdb([(INDEX, IPv6Address("2001:db8::2"), "02:00:00:00:00:03")])[0],
     ]
     yield from (Message(NEIGHBOUR, 0, make()[16:]) for make in made)
-    odd = rt.set_fdb(INDEX, "02:00:00:00:00:04", IPv4Address("192.0.2.4"))[16:]
+    odd = rt.set_fdb([(INDEX, IPv4Address("192.0.2.4"), "02:00:00:00:00:04")])[0][16:]
     yield Message(NEIGHBOUR, 0, odd + attribute(rt.NDA_PORT, b"\x12\xb5"))
 
 

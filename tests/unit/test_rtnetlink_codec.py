@@ -50,7 +50,7 @@ def family(version: int) -> int:
 
 @given(indexes, addresses, macs)
 def test_neighbours(index: int, address: IPAddress, mac: str) -> None:
-    made = decoded(ndmsg, rt.set_neighbour(index, address, mac))
+    made = decoded(ndmsg, *rt.set_neighbours([(index, address, mac)]))
     gone = decoded(ndmsg, rt.delete_neighbour(index, address))
     assert (made["header"]["type"], made["header"]["flags"]) == (28, CREATE_REPLACE)
     assert (gone["header"]["type"], gone["header"]["flags"]) == (29, 1)
@@ -64,7 +64,7 @@ def test_neighbours(index: int, address: IPAddress, mac: str) -> None:
 
 @given(indexes, addresses, macs)
 def test_fdb_entries(index: int, address: IPAddress, mac: str) -> None:
-    made = decoded(ndmsg, rt.set_fdb(index, mac, address))
+    made = decoded(ndmsg, *rt.set_fdb([(index, address, mac)]))
     gone = decoded(ndmsg, rt.delete_fdb(index, mac))
     assert (made["header"]["type"], made["header"]["flags"]) == (28, CREATE_REPLACE)
     assert (gone["header"]["type"], gone["header"]["flags"]) == (29, 1)
@@ -73,7 +73,7 @@ def test_fdb_entries(index: int, address: IPAddress, mac: str) -> None:
             AF_BRIDGE, index, 0x80, 2,
         )  # fmt: skip
         assert message.get_attr("NDA_LLADDR") == mac
-    data = rt.set_fdb(index, mac, address)
+    (data,) = rt.set_fdb([(index, address, mac)])
     assert netlink.attributes(data, 28, len(data))[1] == address.packed
     assert gone.get_attr("NDA_DST") is None
 
@@ -113,6 +113,29 @@ def test_routes(
     )  # fmt: skip
     assert made["flags"] == flags
     assert ip_address(made.get_attr("RTA_DST")) == destination.network_address
+
+
+@given(networks, st.integers(1, 255), indexes, st.booleans())
+def test_routes_to_a_device(destination: IPNetwork, protocol: int, index: int, new: bool) -> None:
+    if destination.version == 4:
+        made = decoded(rtmsg, rt.set_direct_route4(destination, protocol, index, new=new))
+    else:
+        made = decoded(rtmsg, rt.set_direct_route6(destination, protocol, index, 7 << 18, new=new))
+        assert made.get_attr("RTA_METRICS").get_attr("RTAX_LOCK") == 7 << 18
+    assert (made["header"]["type"], made["header"]["flags"]) == (24, 0x601 if new else CREATE_REPLACE)
+    assert (made["family"], made["dst_len"], made["proto"]) == (
+        family(destination.version), destination.prefixlen, protocol,
+    )  # fmt: skip
+    assert (ip_address(made.get_attr("RTA_DST")), made.get_attr("RTA_OIF")) == (
+        destination.network_address, index,
+    )  # fmt: skip
+
+
+@given(networks, st.integers(1, 255))
+def test_blackhole_routes(destination: IPNetwork, protocol: int) -> None:
+    made = decoded(rtmsg, rt.set_blackhole(destination, protocol, 7 << 18))
+    assert (made["header"]["type"], made["type"], made["proto"]) == (24, 6, protocol)
+    assert made.get_attr("RTA_METRICS").get_attr("RTAX_LOCK") == 7 << 18
 
 
 @given(networks, st.integers(1, 255), st.sampled_from([0, 4]), st.sampled_from([0, 50, 1024]))
