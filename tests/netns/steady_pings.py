@@ -1,4 +1,4 @@
-"""Pings by the clock, one a millisecond in any case; ping(8) slows down while nothing answers."""
+"""Pings by the clock, as many in any case; ping(8) slows down while nothing answers."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ IDENTIFIER = 0x4242
 class SteadyPings:
     """From a host's pod to another's, in a thread, until the context ends; answered when this is there."""
 
-    def __init__(self, source: Host, target: Host) -> None:
+    def __init__(self, source: Host, target: Host, interval: float = INTERVAL) -> None:
         with inside(source.pod):
             self._socket = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
         # After a gap all answers come at once.
         self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 16 << 20)
         self._socket.connect((target.pod.address, 0))
+        self._interval = interval
         self.sent = 0
         self._answers: dict[int, float] = {}
         """Number → when its answer came."""
@@ -78,7 +79,7 @@ class SteadyPings:
         while not self._stopping.is_set():
             while due <= time.monotonic():
                 self._send()
-                due += INTERVAL
+                due += self._interval
             self._receive(due)
         deadline = time.monotonic() + LATE
         while len(self._answers) < self.sent and time.monotonic() < deadline:

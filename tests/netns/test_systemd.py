@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from flanneld_py.lab import Host, Lab
     from tests.netns.nspawn import Machine
 
-MOST_LOST_MS = 50
+PINGS_EVERY = 0.004
+"""Seconds: a TUN's queue holds 1000 packets, and a busy machine may take longer than a second to restart."""
+MOST_LOST_SECONDS = 0.050
 """Of pings over a restart, where packets wait in what the service manager keeps."""
 WATCHDOG = 2
 """Seconds, instead of the unit's 30."""
@@ -233,7 +235,10 @@ def test_the_service_manager_keeps_what_udp_forwards_with(
         pods(alpha, beta)
         told = wait_for(lambda: status(alpha), 5, "the pump in the status", lambda s: s["data_plane"])
         before = told["data_plane"]["pid"]
-        with SteadyPings(alpha, beta) as out, SteadyPings(beta, alpha) as back:
+        with (
+            SteadyPings(alpha, beta, PINGS_EVERY) as out,
+            SteadyPings(beta, alpha, PINGS_EVERY) as back,
+        ):
             booted.run("systemctl", *how.split(), "flanneld-py")
             wait_for(
                 lambda: status(alpha),
@@ -245,10 +250,10 @@ def test_the_service_manager_keeps_what_udp_forwards_with(
                 ping.wait_more()
                 lost, gap = ping.stop()
                 figure(
-                    f"udp under systemd: {lost} of {ping.sent} pings {way} lost over a {how}, one a "
-                    f"millisecond; {gap * 1000:.0f} ms at most until an answer"
+                    f"udp under systemd: {lost} of {ping.sent} pings {way} lost over a {how}, one in "
+                    f"{PINGS_EVERY * 1000:.0f} ms; {gap * 1000:.0f} ms at most until an answer"
                 )
-                assert lost <= MOST_LOST_MS
+                assert lost * PINGS_EVERY <= MOST_LOST_SECONDS, f"{gap:.3f} s at most until an answer"
         assert wait_for(lambda: status(alpha), 10, "it to be ready", lambda s: s["ready"])["problems"] == []
 
 
