@@ -242,6 +242,10 @@ def test_the_families_of_the_network(networks: list[str], families: str) -> None
     assert f"  backend    vxlan in {', '.join(networks)} {families}\n" in shown(changed(networks=networks))
 
 
+def test_a_node_that_has_no_identity_yet_is_said_to_have_none() -> None:
+    assert ", node not known yet)" in shown(changed(node_id=""))
+
+
 def test_before_anything_is_known() -> None:
     status = compose(Levels(), Process(1, "/p", "n"))
     assert checked(status, Path("/run/flannel/status.json")) == status

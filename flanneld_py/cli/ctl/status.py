@@ -209,9 +209,10 @@ def _head(told: Told, now: datetime) -> Iterator[str]:
     ready = "ready" if status["ready"] else "not ready"
     if status["ready"] and status["problems"]:  # the exit code is then 1
         ready += f", {count(len(status['problems']), 'problem')}"
+    node = printable(status["node_id"]) or "not known yet"
     yield (
         f"flanneld-py {printable(status['version'])}: {_state(status['state'], bold=True)}, {ready} "
-        f"(pid {status['pid']}, prefix {printable(status['prefix'])}, node {printable(status['node_id'])})"
+        f"(pid {status['pid']}, prefix {printable(status['prefix'])}, node {node})"
     )
     if not status["ready"]:
         yield from (click.style(f"  not ready: {reason}", fg="yellow") for reason in failing_checks(status))
