@@ -36,5 +36,8 @@ class Alloc(Struct, frozen=True):
         # Its records bear no type, as flannel writes them.
         return Published(backend_type="", public_ips=host.external.public)
 
-    def desired(self, own: Record, peers: Sequence[Record], host: Host) -> State:  # noqa: ARG002 - see Backend
+    def desired(self, own: Record, peers: Sequence[Record], host: Host) -> State:
+        return self.peer_rows(own, peers, host)
+
+    def peer_rows(self, own: Record, peers: Sequence[Record], host: Host) -> State:  # noqa: ARG002 - see Backend
         return State()

@@ -52,6 +52,9 @@ class Backend(Protocol):
     def desired(self, own: Record, peers: Sequence[Record], host: Host) -> State:
         """The kernel state for these peers, all of which are of this backend and none of which is `own`."""
 
+    def peer_rows(self, own: Record, peers: Sequence[Record], host: Host) -> State:
+        """Those rows of `desired` that would not be there without these peers."""
+
 
 def options_of(backend: Backend) -> dict[str, Any]:
     """Its options by field name, defaults filled in."""

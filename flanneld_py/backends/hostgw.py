@@ -45,6 +45,9 @@ class HostGw(Struct, frozen=True):
         return Published(backend_type=self.type, public_ips=host.external.public)
 
     def desired(self, own: Record, peers: Sequence[Record], host: Host) -> State:
+        return self.peer_rows(own, peers, host)
+
+    def peer_rows(self, own: Record, peers: Sequence[Record], host: Host) -> State:
         routes: dict[IPNetwork, Route] = {}
         for peer in peers:
             for family, subnet in peer.subnets.items():

@@ -119,13 +119,6 @@ class Udp(Struct, frozen=True):
 
     def desired(self, own: Record, peers: Sequence[Record], host: Host) -> State:
         dev, mtu = host.tun, self.mtu(host)
-        tunnel = {
-            (dev, subnet): Endpoint(public, self.port, ipv6=takes_ipv6(peer))
-            for peer in peers
-            if isinstance(public := peer.public_ips.v4, IPv4Address)
-            for family, subnet in peer.subnets.items()
-            if own.subnets.get(family) is not None
-        }
         sysctls: dict[str, str] = {}
         if host.ipv6 and mtu >= IPV6_MIN_MTU:
             # A router advertisement inside the overlay must not give the host a default route.
@@ -137,13 +130,23 @@ class Udp(Struct, frozen=True):
             sysctls=sysctls,
             addrs={(dev, ip_interface(net.network_address)): True for net in own.subnets.values()},
             pumps={dev: self._pump(own, host, mtu)},
-            tunnel=tunnel,
+            tunnel=self.peer_rows(own, peers, host).tunnel,
             routes={
                 network: Route(NextHop(dev, None, onlink=False))
                 for network in self.networks
                 if any(network.version == family for family, _ in own.subnets.items())
             },
         )
+
+    def peer_rows(self, own: Record, peers: Sequence[Record], host: Host) -> State:
+        tunnel = {
+            (host.tun, subnet): Endpoint(public, self.port, ipv6=takes_ipv6(peer))
+            for peer in peers
+            if isinstance(public := peer.public_ips.v4, IPv4Address)
+            for family, subnet in peer.subnets.items()
+            if own.subnets.get(family) is not None
+        }
+        return State(tunnel=tunnel)
 
     def _pump(self, own: Record, host: Host, mtu: int) -> PumpSettings:
         # Peers send to the published address, and take packets from no other; one that a NAT has is not ours.

@@ -130,6 +130,10 @@ class Vxlan(Struct, frozen=True):
         )
 
     def desired(self, own: Record, peers: Sequence[Record], host: Host) -> State:
+        rows = self.peer_rows(own, peers, host)
+        return replace(self._devices(own, host), fdb=rows.fdb, neighs=rows.neighs, routes=rows.routes)
+
+    def peer_rows(self, own: Record, peers: Sequence[Record], host: Host) -> State:
         fdb: dict[tuple[str, str], IPAddress] = {}
         neighs: dict[tuple[str, IPAddress], str] = {}
         routes: dict[IPNetwork, Route] = {}
@@ -148,7 +152,7 @@ class Vxlan(Struct, frozen=True):
                 fdb[dev, mac] = public
                 neighs[dev, via] = mac
                 routes[target] = Route(NextHop(dev, via, onlink=True))
-        return replace(self._devices(own, host), fdb=fdb, neighs=neighs, routes=routes)
+        return State(fdb=fdb, neighs=neighs, routes=routes)
 
     def _devices(self, own: Record, host: Host) -> State:
         """What stands without peers as well."""

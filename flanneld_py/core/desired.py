@@ -41,7 +41,7 @@ def rows_of(
     peers: Sequence[Record],
     host: Host,
 ) -> State:
-    """The same without what has nothing to do with peers."""
+    """What comes of the backend alone; `backend`: its `desired`, or its `peer_rows`."""
     state = backend(own, peers, host)
     # An IPv6 route carries its gateway inline; only IPv4's fib_info hash needs nexthop objects.
     nexthops = {

@@ -64,10 +64,16 @@ def flat(table: Mapping[K, V]) -> dict[K, V]:
 
 def changed(before: Mapping[K, V], leaving: Collection[K], coming: Mapping[K, V]) -> Mapping[K, V]:
     """`before` without the keys that are `leaving`, and with what is `coming`."""
+    if isinstance(before, dict) and len(before) <= SMALL:
+        copied = before.copy()  # which hashes no key again
+        for key in leaving:
+            copied.pop(key, None)
+        copied.update(coming)
+        return copied
     layer = before if isinstance(before, Layered) else Layered(flat(before), frozenset(), {})
     other = (*leaving, *coming)
     gone = layer.gone.union(key for key in other if key in layer.base)
     kept = {key: value for key, value in layer.come.items() if key not in leaving}
     come = {**kept, **coming}
     result = Layered(layer.base, gone, come)
-    return flat(result) if len(layer.base) <= SMALL or len(gone) + len(come) > MANY else result
+    return flat(result) if len(gone) + len(come) > MANY else result

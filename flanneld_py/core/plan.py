@@ -45,6 +45,8 @@ SET_ORDER: tuple[Table, ...] = (
     "files",
     "rules",
 )
+SET_TOGETHER: frozenset[Table] = frozenset({"fdb", "neighs", "nexthops"})
+"""Whichever of their rows fails, those of the others may be set all the same: routes wait for all three."""
 DELETE_ORDER: tuple[Table, ...] = ("files", *(table for table in reversed(SET_ORDER) if table != "files"))
 """subnet.env promises a network, so it goes before anything of that."""
 

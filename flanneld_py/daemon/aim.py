@@ -12,19 +12,22 @@ from flanneld_py.core.admission import Admission, Admitted
 from flanneld_py.core.desired import rows_of
 from flanneld_py.core.layered import changed
 from flanneld_py.daemon.target import (
+    Adoptable,
     Difference,
     Inputs,
     Settings,
     Target,
-    scope_of,
     target_for,
 )
-from flanneld_py.model import Record, Route, Table
+from flanneld_py.model import Record, Route, State, Table
 
 OF_PEERS: tuple[Table, ...] = ("tunnel", "fdb", "neighs", "nexthops", "routes")
 """Tables in which peers have rows. Those of one that shares no address with others are its own."""
 
 Rows = dict[Table, Mapping[Any, Any]]
+
+NOTHING = State()
+NO_ROWS: Rows = {table: {} for table in OF_PEERS}
 
 
 class Aim:
@@ -38,8 +41,6 @@ class Aim:
         self._last: Target | None = None
         self._devices: Counter[str] = Counter()
         """Of the routes: how many lead to each."""
-        self._no_peers: Rows = {}
-        """The rows that the host would have alone."""
 
     def target_of(self, inputs: Inputs, departed: Collection[Record], settings: Settings) -> Target:
         """The desired state for these inputs, with `differs` where little has changed.
@@ -54,11 +55,10 @@ class Aim:
         alike = _alike(inputs, before)
         admitted = self._admit(inputs, departed, alike=alike)
         if last is not None and alike and not admitted.afresh:
-            target = self._follow(last, inputs, admitted, settings)
+            target = self._follow(last, inputs, admitted)
         else:
             target = target_for(inputs, settings, admitted.peers)
-            self._devices = Counter(route.nexthop.dev for route in target.state.routes.values())
-            self._no_peers = _rows(inputs, ())
+            self._devices = Counter(_leading_to(target.state.routes.values()))
         self._inputs, self._last = inputs, target._replace(differs=None)
         return target
 
@@ -71,31 +71,25 @@ class Aim:
             inputs.snapshot, record, network.config, host, self._backend_type, departed
         )
 
-    def _follow(self, last: Target, inputs: Inputs, admitted: Admitted, settings: Settings) -> Target:
+    def _follow(self, last: Target, inputs: Inputs, admitted: Admitted) -> Target:
         """The last target, for the peers as they are now."""
-        old, no_peers = last.state, self._no_peers
-        gone, come = (
-            _rows(inputs, peers) if peers else no_peers for peers in (admitted.removed, admitted.added)
-        )
+        old = last.state
+        gone, come = (_rows(inputs, peers) for peers in (admitted.removed, admitted.added))
         tables: Rows = {}
-        want: Rows = {}
-        have: Rows = {}
+        want, have = NO_ROWS.copy(), NO_ROWS.copy()
         for table in OF_PEERS:
-            before = old.table(table)
-            leaving = gone[table].keys() - no_peers[table].keys()
-            coming = {key: value for key, value in come[table].items() if key not in no_peers[table]}
-            touched = (*leaving, *coming)
-            want[table], have[table] = coming, {key: before[key] for key in touched if key in before}
+            before, leaving, coming = old.table(table), gone.table(table), come.table(table)
             if leaving or coming:
-                tables[table] = changed(before, leaving, coming)
+                tables[table], want[table] = changed(before, leaving, coming), coming
+                have[table] = {key: before[key] for key in (*leaving, *coming) if key in before}
         state = replace(old, **tables) if tables else old
-        self._devices -= Counter(_leading_to(have["routes"].values()))
-        self._devices += Counter(_leading_to(want["routes"].values()))
+        self._devices.subtract(_leading_to(have["routes"].values()))
+        self._devices.update(_leading_to(want["routes"].values()))
         return last._replace(
             state=state,
             peers=admitted.peers,
-            scope=scope_of(inputs, settings, state, last.scope.networks),
-            devices=frozenset((*state.links, *self._devices)),
+            scope=replace(last.scope, adoptable=Adoptable(inputs.snapshot, state)),
+            devices=frozenset((*state.links, *(dev for dev, routes in self._devices.items() if routes))),
             differs=Difference(old, replace(old, **want), replace(old, **have)),
         )
 
@@ -107,9 +101,10 @@ def _alike(inputs: Inputs, last: Inputs | None) -> bool:
     )
 
 
-def _rows(inputs: Inputs, peers: Sequence[Record]) -> Rows:
-    state = rows_of(inputs.network.backend.desired, inputs.own.record, peers, inputs.host)
-    return {table: state.table(table) for table in OF_PEERS}
+def _rows(inputs: Inputs, peers: Sequence[Record]) -> State:
+    if not peers:
+        return NOTHING
+    return rows_of(inputs.network.backend.peer_rows, inputs.own.record, peers, inputs.host)
 
 
 def _leading_to(routes: Iterable[Route]) -> Iterable[str]:

@@ -9,10 +9,10 @@ from operator import itemgetter
 from msgspec.structs import replace
 
 from flanneld_py.core.describe import WAITS, describe_key
-from flanneld_py.core.plan import lost_devices, referents, replaces, rows_on, still_needed
+from flanneld_py.core.plan import SET_TOGETHER, lost_devices, referents, replaces, rows_on, still_needed
 from flanneld_py.drivers.base import Driver
 from flanneld_py.errors import KernelError
-from flanneld_py.model import Op, Outcome, Scope, State, Table
+from flanneld_py.model import Op, Outcome, Scope, State, Table, Verb
 
 
 class Executor:
@@ -70,18 +70,35 @@ class Executor:
             for op in held
             if op.verb == "set" and (op.table, op.key) not in standing
         }
-        for (verb, table), run in groupby(ops, key=itemgetter(0, 1)):
-            batch = list(run)
+        for verb, table, batch in self._batches(ops):
             waits = _waiting(batch, want, have, failed) if failed else {}
             done = self._try(table, batch, waits)
             outcomes += done
             failures = [(op, error) for op, error in done if error is not None]
             for op, error in failures if verb == "set" else ():
-                if (table, op.key) not in standing:
-                    failed[table, op.key] = error
+                if (op.table, op.key) not in standing:
+                    failed[op.table, op.key] = error
             if (verb, table) == ("set", "links"):
                 outcomes = self._put_back(outcomes, have)
         return outcomes
+
+    def _batches(self, ops: Iterable[Op]) -> list[tuple[Verb, Table, list[Op]]]:
+        """Verb, first table and ops of what is given to a driver at once, in order."""
+        batches: list[tuple[Verb, Table, list[Op]]] = []
+        for (verb, table), run in groupby(ops, key=itemgetter(0, 1)):
+            if batches and self._go_together(batches[-1], verb, table):
+                batches[-1][2].extend(run)
+            else:
+                batches.append((verb, table, list(run)))
+        return batches
+
+    def _go_together(self, batch: tuple[Verb, Table, list[Op]], verb: Verb, table: Table) -> bool:
+        before = batch[1]
+        return (
+            verb == batch[0] == "set"
+            and {before, table} <= SET_TOGETHER
+            and self._driver_of[before] is self._driver_of[table]
+        )
 
     def _try(self, table: Table, batch: Sequence[Op], waits: Mapping[object, str]) -> Sequence[Outcome]:
         """Carry out those that need not wait."""

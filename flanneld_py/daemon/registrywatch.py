@@ -185,8 +185,9 @@ class RegistryWatch:
             self._offer_state(RegistryState("in sync", self._registry.endpoint))
             for changes in stream:
                 self._inbox.beat()
-                self._take_changes(changes)
                 self._found()
+                # Last, as the thread that it wakes waits for the interpreter until this one sleeps.
+                self._take_changes(changes)
                 if self._inbox.stopped:
                     return
                 if boottime() >= relist_at:
@@ -251,7 +252,10 @@ class RegistryWatch:
 
     def _found(self) -> None:
         self._backoff.reset()
-        self._offer_state(RegistryState("in sync", self._registry.endpoint))
+        state, endpoint = self._inbox.levels.registry, self._registry.endpoint
+        if (state.state, state.endpoint) != ("in sync", endpoint):
+            state = RegistryState("in sync", endpoint)
+        self._offer_state(state)
 
     def _lost(self, error: RegistryError) -> None:
         if self._inbox.stopped:

@@ -181,7 +181,7 @@ def _rules(inputs: Inputs, settings: Settings, tool: Tool) -> dict[ChainKey, Cha
     return desired_rules(networks, own, settings.wish, names_of(settings.prefix), tool, inputs.accept_in)
 
 
-class _Adoptable(Mapping[IPNetwork, frozenset[IPAddress]]):
+class Adoptable(Mapping[IPNetwork, frozenset[IPAddress]]):
     """Subnet of a known record → the gateways to it; put together when somebody looks.
 
     Most of the time nobody does: only for a route in our Networks that Go flannel or people have set.
@@ -222,7 +222,7 @@ def scope_of(inputs: Inputs, settings: Settings, state: State, networks: Iterabl
     return Scope(
         prefix=settings.prefix,
         networks=tuple(dict.fromkeys(networks)),
-        adoptable=_Adoptable(inputs.snapshot, state),
+        adoptable=Adoptable(inputs.snapshot, state),
         sysctls=frozenset(state.sysctls),
         offloads=frozenset(state.offloads),
         files=frozenset(state.files),

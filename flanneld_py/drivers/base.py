@@ -21,7 +21,9 @@ class Driver(Protocol):
         """
 
     def apply(self, ops: Sequence[Op]) -> Sequence[Outcome]:
-        """Carry out ops of one verb and one table; one outcome each, in order. Never raises for a row.
+        """Carry out ops of one verb and one table, or of several that need nothing of each other.
+
+        One outcome each, in order. Never raises for a row.
 
         Raises:
             Unsupported: this kernel has no such thing as these rows.

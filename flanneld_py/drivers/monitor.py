@@ -11,8 +11,9 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
-from flanneld_py.addresses import IPAddress
+from flanneld_py.addresses import IPAddress, IPNetwork
 from flanneld_py.core.ownership import link_alias, nexthop_ids
 from flanneld_py.drivers import rtmessages as rt
 from flanneld_py.drivers.links import device_name, number, text
@@ -77,6 +78,9 @@ class Notification(NamedTuple):
 class Followed(Struct, frozen=True):
     """What concerns us."""
 
+    place: tuple[str, tuple[IPNetwork, ...]] | None = None
+    """Prefix and Networks, of which all but `want` and `names` follows."""
+
     want: State = field(default_factory=State)
     names: frozenset[str] = frozenset()
     alias: str | None = None
@@ -135,9 +139,15 @@ class Monitor(Subscription[Heard]):
         A notification that agrees with `want` is no news: of an FDB entry the kernel does not say who changed
         it, so this is how our own writes are known.
         """
-        inside, ids = rt.Inside(scope.networks), nexthop_ids(scope.prefix)
-        names = frozenset(want.links)
-        self._followed = Followed(want, names, link_alias(scope.prefix), inside, ids)
+        last, place = self._followed, (scope.prefix, scope.networks)
+        if place != last.place:
+            last = Followed(
+                place=place,
+                alias=link_alias(scope.prefix),
+                inside=rt.Inside(scope.networks),
+                nexthop_ids=nexthop_ids(scope.prefix),
+            )
+        self._followed = replace(last, want=want, names=frozenset(want.links))
 
     def ask(self, addresses: Iterable[IPAddress]) -> None:
         """Say to which addresses the way matters: a route that leads there is news of the host."""

@@ -11,7 +11,8 @@ import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from itertools import product
+from itertools import groupby, product
+from operator import itemgetter
 
 from flanneld_py.addresses import FAMILIES, Family, IPAddress, IPNetwork
 from flanneld_py.core.ownership import nexthop_ids, route_mark
@@ -27,9 +28,10 @@ from flanneld_py.drivers.links import (
     read_main_routes,
     read_overlay_devices,
 )
-from flanneld_py.drivers.netlink import U32, Failure, NetlinkSocket, attribute, attributes, understanding
+from flanneld_py.drivers.neighbours import read_fdb, read_neighbours
+from flanneld_py.drivers.netlink import Failure, NetlinkSocket, attributes, understanding
 from flanneld_py.drivers.nexthopids import NexthopIds
-from flanneld_py.drivers.oddrows import NOT_ONE_GATEWAY, ODD_FDB_ATTRIBUTES, ODD_NEXTHOP, odd_hop
+from flanneld_py.drivers.oddrows import ODD_NEXTHOP, odd_hop
 from flanneld_py.drivers.refusals import UnknownReferent, conflict, explain
 from flanneld_py.errors import KernelError
 from flanneld_py.model import (
@@ -47,7 +49,6 @@ from flanneld_py.model import (
 )
 
 ALREADY_GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV}
-ETHERNET_GROUP_BIT = 0x01
 PREPARING = -1
 """In the place of an op's number: a message whose failure does not matter."""
 
@@ -106,21 +107,26 @@ class RtnetlinkTables:
     # --- write ------------------------------------------------------------------------------------
 
     def apply(self, ops: Sequence[Op]) -> Sequence[Outcome]:
-        if not ops:
-            return []
         self._indexes = {}
         errors: dict[int, str] = {}
-        requests, owners = self._encode_all(ops) or self._encode_each(ops, errors)
+        requests: list[bytes] = []
+        owners: list[int] = []
+        runs = list(_by_table(ops))
+        for first, run in runs:
+            encoded, places = self._encode_all(first, run) or self._encode_each(first, run, errors)
+            requests += encoded
+            owners += places
         answers = self._socket.transact(requests)
         if any(answers):
             answered = zip(owners, answers, strict=True)
             failures = {place: failure for place, failure in answered if failure and place != PREPARING}
             errors |= self._explain(ops, failures)
-        self._learn(ops, errors)
+        for first, run in runs:
+            self._learn(first, run, errors)
         return [Outcome(op, errors.get(at)) for at, op in enumerate(ops)] if errors else successes(ops)
 
-    def _encode_all(self, ops: Sequence[Op]) -> tuple[list[bytes], Sequence[int]] | None:
-        """The messages, one for each; None: for some there are other than one, or none can be made."""
+    def _encode_all(self, first: int, ops: Sequence[Op]) -> tuple[list[bytes], Sequence[int]] | None:
+        """One message for each op, and its place; None: for some there are more, or none can be made."""
         verb, table = ops[0][:2]
         odd = {
             "fdb": self._odd_fdb,
@@ -129,14 +135,19 @@ class RtnetlinkTables:
         }
         if verb == "set" and not odd.get(table):
             with suppress(UnknownReferent, ValueError):
-                return self._setters[table](ops), range(len(ops))
+                return self._setters[table](ops), range(first, first + len(ops))
         return None
 
-    def _encode_each(self, ops: Sequence[Op], errors: dict[int, str]) -> tuple[list[bytes], list[int]]:
-        """The messages, and the place of the op that each decides; `errors`: takes why others have none."""
+    def _encode_each(
+        self, first: int, ops: Sequence[Op], errors: dict[int, str]
+    ) -> tuple[list[bytes], list[int]]:
+        """The messages, and the place of the op that each decides; `errors`: takes why others have none.
+
+        `first`: the place of the first op.
+        """
         requests: list[bytes] = []
         owners: list[int] = []
-        for place, op in enumerate(ops):
+        for place, op in enumerate(ops, first):
             try:
                 if op.verb == "del":
                     encoded = self._delete(op)
@@ -179,12 +190,13 @@ class RtnetlinkTables:
             if ops[place].verb == "set" or refused_so.code not in ALREADY_GONE
         }
 
-    def _learn(self, ops: Sequence[Op], errors: dict[int, str]) -> None:
+    def _learn(self, first: int, ops: Sequence[Op], errors: dict[int, str]) -> None:
         """Keep what `observe` learnt in step with what `apply` changed."""
         verb, table = ops[0][:2]
-        done = [op for place, op in enumerate(ops) if place not in errors] if errors else ops
+        done = [op for place, op in enumerate(ops, first) if place not in errors] if errors else ops
         if table == "nexthops":
-            gone = done if verb == "del" else [ops[place] for place in errors]
+            failed = [op for place, op in enumerate(ops, first) if place in errors] if errors else []
+            gone = done if verb == "del" else failed
             self._ids.forget(op.key for op in gone)
         elif table == "fdb" and self._odd_fdb:
             self._odd_fdb.difference_update(op.key for op in done)
@@ -293,8 +305,10 @@ class RtnetlinkTables:
         own = {device.index: device for device in devices if self._devices.is_ours(device)}
         for index, device in own.items():
             if device.kind == "vxlan":
-                self._observe_fdb(index, device.name, fdb)
-                self._observe_neighbours(index, device.name, inside, neighs)
+                entries, odd = read_fdb(self._socket, index, device.name)
+                fdb.update(entries)
+                self._odd_fdb |= odd
+                neighs.update(read_neighbours(self._socket, index, device.name, inside))
         others = {device.index for device in devices if is_marked(device.alias)} - own.keys()
         every = [
             route
@@ -332,36 +346,6 @@ class RtnetlinkTables:
         if name is None:
             name = self._names[index] = device_name(index)
         return name
-
-    def _observe_fdb(self, index: int, dev: str, fdb: dict[tuple[str, str], IPAddress]) -> None:
-        body = rt.NDMSG.pack(rt.AF_BRIDGE, index, 0, 0, 0)
-        for datagram, start, end in self._socket.dump("FDB entries", rt.RTM_GETNEIGH, body):
-            _, owner, state, _, _ = rt.NDMSG.unpack_from(datagram, start)
-            if owner != index or not state & rt.NUD_PERMANENT:
-                continue
-            found = attributes(datagram, start + rt.NDMSG.size, end)
-            mac = found.get(rt.NDA_LLADDR, b"")
-            if not any(mac) or mac[0] & ETHERNET_GROUP_BIT:
-                continue  # the device's default destination, or multicast
-            key = (dev, mac.hex(":"))
-            if not ODD_FDB_ATTRIBUTES.isdisjoint(found):
-                fdb[key] = NOT_ONE_GATEWAY[4]
-                self._odd_fdb.add(key)
-            elif rt.NDA_DST in found:
-                fdb[key] = rt.address(found[rt.NDA_DST])
-
-    def _observe_neighbours(
-        self, index: int, dev: str, inside: rt.Inside, neighs: dict[tuple[str, IPAddress], str]
-    ) -> None:
-        body = rt.NDMSG.pack(rt.AF_UNSPEC, 0, 0, 0, 0) + attribute(rt.NDA_IFINDEX, U32.pack(index))
-        for datagram, start, end in self._socket.dump("neighbours", rt.RTM_GETNEIGH, body):
-            _, owner, state, _, _ = rt.NDMSG.unpack_from(datagram, start)
-            if owner != index or state != rt.NUD_PERMANENT:
-                continue
-            found = attributes(datagram, start + rt.NDMSG.size, end)
-            destination, mac = found.get(rt.NDA_DST, b""), found.get(rt.NDA_LLADDR, b"")
-            if len(mac) == 6 and inside.address(destination):
-                neighs[dev, rt.address(destination)] = mac.hex(":")
 
     def _observe_nexthops(self, claims: Claims) -> dict[int, NextHop]:
         """Id → nexthop of ours, which are known from now on."""
@@ -447,3 +431,12 @@ class RtnetlinkTables:
             self._marks[destination] = [mark]
         if destination.version == 6:
             self._devices6[destination] = hop.dev
+
+
+def _by_table(ops: Iterable[Op]) -> Iterator[tuple[int, Sequence[Op]]]:
+    """Ops of one table each, and the place of their first."""
+    first = 0
+    for _, run in groupby(ops, key=itemgetter(1)):
+        batch = list(run)
+        yield first, batch
+        first += len(batch)

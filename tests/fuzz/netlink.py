@@ -7,14 +7,13 @@ import errno
 from collections.abc import Callable
 from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from itertools import groupby
-from operator import itemgetter
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 from flanneld_py.addresses import IPNetwork
 from flanneld_py.core.ownership import link_alias, nexthop_ids, route_mark
 from flanneld_py.core.plan import plan
+from flanneld_py.daemon.execute import Executor
 from flanneld_py.drivers import blackholes, hostroutes, kernel, links, rtnetlink
 from flanneld_py.drivers import rtmessages as rt
 from flanneld_py.drivers.monitor import Heard, Monitor
@@ -94,10 +93,9 @@ def _tables(messages: list[Message]) -> None:
     with patch.object(tables, "_index", lambda _: INDEX):
         ops = [op for op in plan(WANTED, have) if op.table in tables.tables]
         before = len(wire.sent)
-        for _, run in groupby(ops, itemgetter(0, 1)):
-            for outcome in tables.apply(list(run)):
-                if outcome.error is not None:
-                    one_line(outcome.error[:300])
+        for outcome in Executor([tables]).apply(ops, WANTED, have):
+            if outcome.error is not None:
+                one_line(outcome.error[:300])
     for request in wire.sent[before:]:
         _assert_ours(request)
 

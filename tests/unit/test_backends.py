@@ -79,6 +79,19 @@ def test_rows_of_a_peer_come_and_go_with_it(name: str, families: tuple[Family, .
 
 
 @with_families()
+def test_rows_of_peers_are_all_that_they_add(name: str, families: tuple[Family, ...]) -> None:
+    one, here, (own, *peers) = network(name, 4, families)
+    alone, rows, both = (
+        one.desired(own, [], here),
+        one.peer_rows(own, peers, here),
+        one.desired(own, peers, here),
+    )
+    for table in strategies.TABLES:
+        assert not alone.table(table).keys() & rows.table(table).keys()
+        assert {**alone.table(table), **rows.table(table)} == both.table(table)
+
+
+@with_families()
 def test_a_kernel_takes_all_of_it_and_the_second_plan_is_empty(
     name: str, families: tuple[Family, ...]
 ) -> None:

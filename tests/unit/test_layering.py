@@ -43,6 +43,7 @@ DRIVER_PARTS = (
         "linkvalues",
         "monitor",
         "netlink",
+        "neighbours",
         "nexthopids",
         "oddrows",
         "ownwrites",

@@ -135,6 +135,24 @@ def test_a_bad_mac_is_an_error_of_its_row(net: Namespace, tables: RtnetlinkTable
     assert list(shown(net).neighs) == [(DEV, ip_address("10.5.2.0"))]
 
 
+@pytest.mark.parametrize("refused_by", ["us", "kernel"])
+def test_rows_of_several_tables_at_once(net: Namespace, tables: RtnetlinkTables, refused_by: str) -> None:
+    """Each outcome is that of its own row, wherever among the tables those are that fail."""
+    rows = peers(3, 4)
+    bad = {
+        "us": [Op("set", "neighs", (DEV, ip_address("10.5.9.0")), "02:00")],
+        "kernel": [Op("set", "nexthops", NextHop("u0", ip_address("203.0.113.9"), onlink=False), True)],
+    }[refused_by]
+    fdb, neighs, nexthops = sets(rows, "fdb", "neighs", "nexthops")
+    ops = [*fdb, *neighs, *bad, *nexthops] if refused_by == "us" else [*fdb, *neighs, *bad, *nexthops[:1]]
+    outcomes = tables.apply(ops)
+    assert [outcome.op for outcome in outcomes] == ops
+    assert [outcome.op for outcome in outcomes if outcome.error is not None] == bad
+    carry_out(tables, sets(rows, "nexthops", "routes"))
+    assert shown(net) == rows
+    assert tables.observe(SCOPE) == rows
+
+
 def test_without_the_capability(net: Namespace) -> None:
     powerless = net.agent("setpriv", "--bounding-set=-net_admin").make(RtnetlinkTables, PREFIX)
     for batch in sets(peers(3), "fdb", "neighs", "nexthops"):
