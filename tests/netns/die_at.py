@@ -5,7 +5,7 @@
 
 A write is one send of a driver to the kernel, one batch of files, each fsync on the way to it, or a file or
 directory that cleanup removes. Most batches are one send; a device is made by two. Each write is named on
-standard error: `wrote: set routes`.
+standard error: `wrote: set routes`, `wrote: set fdb, neighs, nexthops`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def count_batches(driver: Any, countdown: Countdown, *, whole: bool) -> None:
     apply = driver.apply
 
     def counted(self: Any, ops: Any) -> Any:
-        countdown.batch = f"{ops[0].verb} {ops[0].table}"
+        countdown.batch = f"{ops[0].verb} {', '.join(dict.fromkeys(op.table for op in ops))}"
         try:
             return countdown.write(countdown.batch, lambda: apply(self, ops)) if whole else apply(self, ops)
         finally:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 MTU = {"host-gw": 1500, "udp": 1472, "vxlan": 1450}
-NEIGHBOURS = ("set fdb", "set neighs")
+PEER = ("set fdb, neighs, nexthops", "set routes")
+"""Three rows in one send; the kernel works through it before anything can end the daemon."""
 PATH = ("set nexthops", "set routes")
 DEVICE = ("set links", "set links", "set sysctls", "set addrs")
 """Made and marked in one send, taken up in the next; a TUN is marked and taken up, then made to stay."""
@@ -61,10 +62,10 @@ WRITES: dict[str, dict[str, tuple[str, ...]]] = {
         "cleanup": ("del files", "del links", *OWN_FILES_UDP),
     },
     "vxlan": {
-        "first start": (*DEVICE, *NEIGHBOURS, *PATH, *FILE),
-        "peer joins": (*NEIGHBOURS, *PATH),
+        "first start": (*DEVICE, *PEER, *FILE),
+        "peer joins": PEER,
         "peer leaves": ("del routes", "del nexthops", "del neighs", "del fdb"),
-        "peer moves": (*NEIGHBOURS, "del fdb"),
+        "peer moves": ("set fdb, neighs", "del fdb"),
         "cleanup": ("del files", "del links", *OWN_FILES),
     },
 }
