@@ -7,13 +7,15 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import linear_regression, median
 from typing import Any
 
-from flanneld_py.lab.benchmachine import loop_turn, others_load, wake_trips
+from flanneld_py.lab.benchmachine import await_quiet, loop_turn, others_load, wake_trips, withheld
 from flanneld_py.lab.overlays import OVERLAYS
 from flanneld_py.lab.requirements import obstacle
 from flanneld_py.lab.scaleruns import JOIN_REST, Joins, Start, measure_joins, measure_start
@@ -45,6 +47,8 @@ class ScalePlan:
     joins: int = JOINS
     burst: int = BURST
     idle: float = IDLE
+    patience: float = 60.0
+    """Seconds that are waited at most, before each turn, for a hypervisor that withholds processors."""
     peer: Path | None = None
 
 
@@ -56,6 +60,8 @@ class Measured:
     joins: dict[str, dict[int, list[Joins]]]
     load: list[float]
     """Processors that others kept busy, before each turn."""
+    withheld: list[float]
+    """Processors that had work and that the hypervisor let wait, during each sample."""
     pace: list[float]
     """Nanoseconds that a turn of a loop took then."""
     wakes: list[float]
@@ -66,6 +72,7 @@ class Measured:
         return {
             "processors": len(os.sched_getaffinity(0)),
             "others_kept_busy": self.load,
+            "withheld": self.withheld,
             "python": PYTHON,
             "loop_turn_ns": self.pace,
             "wake_trip_s": self.wakes,
@@ -102,34 +109,56 @@ def scale(plan: ScalePlan, say: Say) -> Measured:
     """
     check_program(plan.peer)
     subjects = [Subject(OURS), *([Subject(PEER, plan.peer)] if plan.peer else [])]
-    measured = Measured({s.name: {} for s in subjects}, {s.name: {} for s in subjects}, [], [], [])
+    measured = Measured({s.name: {} for s in subjects}, {s.name: {} for s in subjects}, [], [], [], [])
     with Lab() as lab:
         for number in range(1, plan.rounds + 1):
             turn = f"round {number} of {plan.rounds}"
             for backend in plan.backends:
                 for count in plan.counts:
-                    measured.load.append(others_load())
-                    measured.pace.append(loop_turn())
-                    busy = f"others keep {measured.load[-1]:.1f} processors busy"
+                    _look_round(plan, measured, say)
                     what = f"{backend}, {count} leases"
                     for subject in subjects:
                         if subject.program is not None and count > QUADRATIC.get(backend, count):
                             continue
-                        start = measure_start(lab, subject, backend, count)
+                        with _watched(measured):
+                            start = measure_start(lab, subject, backend, count)
                         by_count = measured.starts[subject.name].setdefault(backend, {})
                         by_count.setdefault(count, []).append(start)
-                        say(f"{turn}, {subject.name}, {what}: {_said(start)} ({busy})")
+                        say(f"{turn}, {subject.name}, {what}: {_said(start)} ({_noise(measured)})")
             for present in plan.present:
-                measured.load.append(others_load())
-                measured.pace.append(loop_turn())
+                _look_round(plan, measured, say)
                 measured.wakes.extend(wake_trips(JOIN_REST))
                 for subject in subjects:
-                    joins = measure_joins(
-                        lab, subject, "vxlan", present, joins=plan.joins, burst=plan.burst, idle=plan.idle
-                    )
+                    with _watched(measured):
+                        joins = measure_joins(
+                            lab, subject, "vxlan", present, joins=plan.joins, burst=plan.burst, idle=plan.idle
+                        )
                     measured.joins[subject.name].setdefault(present, []).append(joins)
-                    say(f"{turn}, {subject.name}, vxlan, {present} present: {_joined(joins)}")
+                    said = f"{_joined(joins)} ({_noise(measured)})"
+                    say(f"{turn}, {subject.name}, vxlan, {present} present: {said}")
     return measured
+
+
+def _look_round(plan: ScalePlan, measured: Measured, say: Say) -> None:
+    """Before a turn."""
+    await_quiet(plan.patience, say)
+    measured.load.append(others_load())
+    measured.pace.append(loop_turn())
+
+
+@contextmanager
+def _watched(measured: Measured) -> Iterator[None]:
+    """While a sample is taken."""
+    before, began = withheld(), time.monotonic()
+    yield
+    measured.withheld.append((withheld() - before) / (time.monotonic() - began))
+
+
+def _noise(measured: Measured) -> str:
+    return (
+        f"others keep {measured.load[-1]:.1f} processors busy, the hypervisor withheld "
+        f"{measured.withheld[-1]:.2f}"
+    )
 
 
 def growth(counts: dict[int, list[Start]]) -> float | None:
@@ -200,7 +229,8 @@ def tables(measured: Measured) -> list[str]:
         "after the first start, as CPU and requests above; requests below: of joins, burst and renewal.",
         "Burst: from the last put to the last route; renewal, idle minute: seconds of processor time.",
         f"Others kept {median(measured.load):.1f} of {len(os.sched_getaffinity(0))} processors busy "
-        f"(at most {max(measured.load):.1f}).",
+        f"(at most {max(measured.load):.1f}); the hypervisor withheld {median(measured.withheld):.2f} "
+        f"(at most {max(measured.withheld):.2f}).",
         f"A turn of a loop that adds took {PYTHON} {min(measured.pace):.0f} to {max(measured.pace):.0f} ns: "
         "by that, machines and moments can be compared.",
         f"A byte to a process that sleeps, and back, between joins: {median(wakes) * 1e3:.2f} ms, "

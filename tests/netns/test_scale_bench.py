@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["peer"]
-PLAN = ScalePlan(rounds=1, counts=(150,), present=(20,), joins=10, burst=60, idle=1)
+PLAN = ScalePlan(rounds=1, counts=(150,), present=(20,), joins=10, burst=60, idle=1, patience=1)
 START = Start(ready=0.3, ready_again=0.3, complete=0.4, rss=50, cpu=0.3, requests=6)
 
 
@@ -38,6 +38,9 @@ def test_every_figure_is_measured_for_both(peer: Path, tmp_path: Path) -> None:
         assert len(joins.each) == 10
         assert all(0 < seconds < 30 for seconds in joins.each)
         assert joins.requests <= 2, "none for an event"
+    samples = 2 * (len(PLAN.backends) + len(PLAN.present))
+    assert len(measured.withheld) == samples
+    assert all(0 <= processors <= measured.plain()["processors"] for processors in measured.withheld)
     shown = "\n".join(tables(measured))
     assert all(f"{subject:<12}{backend}" in shown for subject in (OURS, PEER) for backend in PLAN.backends)
     written = save(measured, tmp_path)
