@@ -1,4 +1,4 @@
-"""Modules that our libraries import and that nothing here uses: read when something of them is asked for.
+"""Modules that a start imports and does not use: read when something of them is asked for.
 
 A daemon that starts would read sixty modules for them, a tenth of its start and three megabytes.
 """
@@ -15,6 +15,7 @@ UNUSED = (
     "asyncio",  # structlog.stdlib and grpc.aio
     "google.protobuf.internal.python_message",  # only protobuf without its C library uses it
     "grpc.aio",  # grpc
+    "ssl",  # drivers.etcdsettings, for https
     "tenacity",  # etcd3.locks
 )
 _reading = RLock()

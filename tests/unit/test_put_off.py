@@ -39,6 +39,7 @@ def test_the_daemon_reads_none_of_them() -> None:
         "from asyncio import sleep; sleep",
         "import grpc.aio; grpc.aio.insecure_channel",
         "import grpc; grpc.aio.insecure_channel",
+        "import ssl; ssl.create_default_context().load_default_certs()",
         "import tenacity; tenacity.retry(stop=tenacity.stop_after_attempt(1))(print)()",
         "from google.protobuf.internal import python_message; python_message.GeneratedProtocolMessageType",
     ],
